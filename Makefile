@@ -1,0 +1,64 @@
+# "make help" lists the targets. A bare Debian or Ubuntu needs Go, make and git; the rest is installed when root runs this.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := build
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+FUZZTIME ?= 30s
+TESTFLAGS ?=
+TIMEOUT ?= 30m
+
+# Evaluated when used: the headers that it looks at may have to be installed first.
+TAG = $(shell scripts/ceph-tag)
+CLUSTER := test/cluster/ceph-cluster
+GOLANGCI_VERSION := v2.15.0
+GOLANGCI := bin/tools/golangci-lint-$(GOLANGCI_VERSION)
+SCRIPTS = $(shell grep -rlIm1 '^\#!.*sh$$' scripts test .ci)
+
+export CGO_ENABLED := 1
+
+.PHONY: help deps deps-test build demo test test-short lint fuzz cover clean
+
+help: ## list the targets
+	@awk -F ': .*## ' '/^[a-z-]+:.* ## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+deps: ## install what the build needs (a C compiler, librbd)
+	@scripts/install-deps build
+
+deps-test: deps ## install what the tests need (Ceph, QEMU)
+	@scripts/install-deps test
+
+build: deps ## build bin/rbd2qcow2
+	go build -trimpath -buildvcs=false -tags '$(TAG)' -ldflags '-X main.version=$(VERSION)' -o bin/rbd2qcow2 ./cmd/rbd2qcow2
+
+demo: build deps-test ## show a backup and a restore on a throw-away cluster
+	scripts/demo
+
+test: deps-test ## run all tests on a throw-away cluster; no test may be skipped for want of a tool
+	RBD2QCOW2_TEST_REQUIRE=1 $(CLUSTER) run -- go test -race -tags '$(TAG)' -timeout $(TIMEOUT) ./... $(TESTFLAGS)
+
+test-short: deps ## run the tests that need no cluster
+	env -u CEPH_CONF go test -short -tags '$(TAG)' -timeout $(TIMEOUT) ./... $(TESTFLAGS)
+
+lint: deps $(GOLANGCI) ## check format, vet, lint rules, and shell scripts where shellcheck is installed
+	@unformatted=$$(gofmt -l .); [[ -z $$unformatted ]] || { echo "not gofmt'd: $$unformatted" >&2; exit 1; }
+	go vet -tags '$(TAG)' ./...
+	$(GOLANGCI) run --build-tags '$(TAG)' ./...
+	@if command -v shellcheck >/dev/null; then shellcheck $(SCRIPTS); else echo 'lint: no shellcheck, scripts not checked' >&2; fi
+
+$(GOLANGCI):
+	GOBIN=$(CURDIR)/bin/tools go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION)
+	mv bin/tools/golangci-lint $@
+
+fuzz: deps ## run every fuzz target for FUZZTIME (30s)
+	GOFLAGS='-tags=$(TAG)' scripts/fuzz $(FUZZTIME) ./qcow2/... ./internal/...
+
+cover: deps-test ## run all tests and write the coverage to bin/cover.html
+	mkdir -p bin
+	RBD2QCOW2_TEST_REQUIRE=1 $(CLUSTER) run -- go test -tags '$(TAG)' -timeout $(TIMEOUT) -coverpkg=./... -coverprofile=bin/cover.out ./...
+	go tool cover -html=bin/cover.out -o bin/cover.html
+	go tool cover -func=bin/cover.out | tail -n 1
+
+clean: ## remove what was built
+	rm -rf bin

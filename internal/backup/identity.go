@@ -1,0 +1,83 @@
+package backup
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/rbd2qcow2/rbd2qcow2/internal/rbd"
+	"github.com/rbd2qcow2/rbd2qcow2/internal/repo"
+)
+
+// newIdentity begins the identity of the point to be made: all that is known before its snapshot.
+func (j *job) newIdentity(b *base, reason string) *repo.Identity {
+	newest := repo.PointName("")
+	if j.newest != nil {
+		newest = j.newest.Name
+	}
+	id := &repo.Identity{
+		Program:     j.Program,
+		Repository:  j.Repo.ID(),
+		Chain:       uuid.NewString(),
+		PointID:     uuid.NewString(),
+		Point:       repo.NextPointName(time.Now(), newest),
+		Changes:     repo.Changes{Method: "full", Reason: reason},
+		Compression: j.Compression.Name,
+	}
+	id.Snapshot.Name = j.Repo.SnapshotName(id.Point)
+	if b != nil {
+		id.Changes = repo.Changes{Method: "precise", Reason: "the cluster was asked about every object"}
+		id.Parent = &repo.Parent{Point: b.point.Name}
+		id.Generation = len(b.chain.Points)
+		if parent := b.point.Identity; parent != nil {
+			id.Chain = parent.Chain
+			id.Generation = parent.Generation + 1
+			id.Parent.PointID = parent.PointID
+			id.Parent.IdentitySHA256 = repo.HashIdentity(b.point.IdentityRaw)
+		}
+	}
+	j.report.Method, j.report.Reason = id.Changes.Method, id.Changes.Reason
+	return id
+}
+
+// describeSnapshot completes the identity by what the image was at our snapshot.
+func (j *job) describeSnapshot(ctx context.Context, src *rbd.Image, id *repo.Identity) error {
+	snapshots, err := src.Snapshots(ctx)
+	if err != nil {
+		return err
+	}
+	for _, s := range snapshots {
+		if s.Kind == rbd.UserSnapshot && s.Name == id.Snapshot.Name {
+			id.Snapshot = describeSnapshot(s)
+			id.Image.SnapFlags = s.Flags.String()
+		}
+	}
+	if id.Snapshot.ID == 0 {
+		return fmt.Errorf("snapshot %s of image %s is gone", id.Snapshot.Name, j.Pool.Spec(j.ref.Name))
+	}
+	id.OtherSnapshots = []repo.Snapshot{}
+	for _, s := range j.snapshots {
+		id.OtherSnapshots = append(id.OtherSnapshots, describeSnapshot(s))
+	}
+	id.SnapSeq = j.info.SnapSeq
+	id.Image = repo.Image{
+		FSID: j.source.FSID, PoolID: j.source.PoolID, Pool: j.source.Pool, Namespace: j.source.Namespace,
+		Name: j.ref.Name, ID: j.ref.ID, Size: src.Size(),
+		ObjectSize: j.info.ObjectSize, StripeUnit: j.info.StripeUnit, StripeCount: j.info.StripeCount,
+		Features: j.info.Features.Names(), Flags: j.info.Flags.String(), SnapFlags: id.Image.SnapFlags,
+		DataPool: j.info.DataPool, Metadata: j.metadata,
+	}
+	if p := j.info.Parent; p != nil {
+		id.Image.CloneParent = &repo.CloneParent{
+			Pool: p.Pool, Namespace: p.Namespace, Image: p.Image, ImageID: p.ImageID, Snapshot: p.Snapshot,
+			Overlap: p.Overlap,
+		}
+	}
+	return nil
+}
+
+func describeSnapshot(s rbd.Snapshot) repo.Snapshot {
+	return repo.Snapshot{Name: s.Name, ID: s.ID, Size: s.Size, Namespace: string(s.Kind)}
+}

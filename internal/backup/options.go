@@ -1,0 +1,98 @@
+package backup
+
+import (
+	"fmt"
+	"log/slog"
+	"path"
+	"runtime"
+
+	"github.com/rbd2qcow2/rbd2qcow2/internal/rbd"
+	"github.com/rbd2qcow2/rbd2qcow2/internal/repo"
+	"github.com/rbd2qcow2/rbd2qcow2/qcow2"
+)
+
+// Options says what to back up, and how.
+type Options struct {
+	Images  []string // names or shell patterns; none: all images
+	Exclude []string // the same
+	Full    bool     // full points, whatever there is
+	DryRun  bool     // say what would be done
+	// RemoveOldSnapshots also removes the snapshots that the Python tool left, those named by digits alone,
+	// where a chain of its is continued.
+	RemoveOldSnapshots bool
+
+	Jobs        int   // images at once; 0: 4
+	Parallel    int   // reads in flight, for all images together; 0: 16
+	ClusterSize int64 // of full points, in bytes; 0: 64 KiB or what the disk needs
+	Compression Compression
+
+	Program  string // name and version, for the identity
+	Logger   *slog.Logger
+	Progress Progress
+}
+
+// Compression is a codec and the name it has in identities and on the command line.
+type Compression struct {
+	Name  string      // "none", "zlib", "zstd:1"
+	Codec qcow2.Codec // nil: none
+}
+
+// Limits of the options.
+const (
+	maxJobs     = 64
+	maxParallel = 256
+)
+
+// withDefaults checks the options and fills in what is left open.
+func (o Options) withDefaults() (Options, error) {
+	if o.Jobs == 0 {
+		o.Jobs = 4
+	}
+	if o.Parallel == 0 {
+		o.Parallel = 16
+	}
+	if o.Jobs < 1 || o.Jobs > maxJobs {
+		return o, fmt.Errorf("jobs %d: must be from 1 to %d", o.Jobs, maxJobs)
+	}
+	if o.Parallel < 1 || o.Parallel > maxParallel {
+		return o, fmt.Errorf("parallel %d: must be from 1 to %d", o.Parallel, maxParallel)
+	}
+	for _, pattern := range append(o.Images, o.Exclude...) {
+		if _, err := path.Match(pattern, ""); err != nil {
+			return o, fmt.Errorf("pattern %q: %w", pattern, err)
+		}
+	}
+	return o, nil
+}
+
+// Validate reports the first option that is out of its range.
+func (o Options) Validate() error {
+	_, err := o.withDefaults()
+	return err
+}
+
+// encoders is the number of goroutines that compress.
+func (o Options) encoders() int { return runtime.GOMAXPROCS(0) }
+
+// Progress is told how far a run is. Its methods, and those of what it gives, are called by several goroutines.
+type Progress interface {
+	// Images says how many images there will be.
+	Images(n int)
+	// Start begins an image.
+	Start(image string) Task
+}
+
+// Task is the progress of one image.
+type Task interface {
+	Phase(what string)      // "snapshot", "diff", "copy", "commit"
+	Total(bytes int64)      // to be copied
+	Add(bytes int64)        // copied
+	End(report ImageReport) // the last call
+}
+
+// Env is what a run works on. All of it stays the caller's.
+type Env struct {
+	Cluster *rbd.Cluster
+	Pool    *rbd.Pool
+	Repo    *repo.Repository
+}

@@ -1,0 +1,46 @@
+package backup
+
+import "github.com/rbd2qcow2/rbd2qcow2/internal/status"
+
+// Status is the outcome of an image.
+type Status string
+
+// The outcomes.
+const (
+	Done    Status = "done"
+	Skipped Status = "skipped" // because of its metadata
+	Failed  Status = "failed"
+	Planned Status = "planned" // in a dry run: would be done
+)
+
+// Report is the outcome of a run. Its JSON form is documented in docs/json.md.
+type Report struct {
+	Images []ImageReport `json:"images"`
+}
+
+// ImageReport is the outcome of one image.
+type ImageReport struct {
+	Name        string         `json:"name"`
+	Status      Status         `json:"status"`
+	Points      []status.Point `json:"points"`           // the new one, if there is one
+	Method      string         `json:"method,omitempty"` // "full" or "precise"
+	Reason      string         `json:"reason,omitempty"` // for the method, or for skipping
+	DiffBytes   int64          `json:"diff_bytes"`
+	ReadBytes   int64          `json:"read_bytes"`
+	StoredBytes int64          `json:"stored_bytes"`
+	Seconds     float64        `json:"seconds"`
+	Warnings    []string       `json:"warnings,omitempty"` // what was left undone, though the point is good
+	Error       string         `json:"error,omitempty"`
+	Err         error          `json:"-"`
+}
+
+// Count counts the images with a status.
+func (r *Report) Count(s Status) int {
+	n := 0
+	for i := range r.Images {
+		if r.Images[i].Status == s {
+			n++
+		}
+	}
+	return n
+}

@@ -1,0 +1,115 @@
+package backup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/rbd2qcow2/rbd2qcow2/internal/rbd"
+	"github.com/rbd2qcow2/rbd2qcow2/internal/repo"
+)
+
+// run is one call of Run.
+type run struct {
+	Env
+	Options
+	source repo.Source
+	engine *engine // nil in a dry run
+}
+
+// Run makes a point of every image that the options name. An image that fails does not stop the others: its error is
+// in the report. The error returned is for what concerns them all: nothing matched, no access, or ctx has ended.
+func Run(ctx context.Context, env Env, o Options) (*Report, error) {
+	o, err := o.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	r := &run{Env: env, Options: o, source: repo.Source{
+		FSID: env.Cluster.FSID(), PoolID: env.Pool.ID(), Pool: env.Pool.Name(), Namespace: env.Pool.Namespace(),
+	}}
+	if err := env.Repo.CheckSource(r.source); err != nil {
+		return nil, err
+	}
+	all, err := env.Pool.ListImages(ctx)
+	if err != nil {
+		return nil, err
+	}
+	picked, err := selectImages(all, &o)
+	if err != nil {
+		return nil, fmt.Errorf("back up %s: %w", env.Pool, err)
+	}
+	homes, err := scanFolders(env.Repo, all)
+	if err != nil {
+		return nil, err
+	}
+	if !o.DryRun {
+		if err := env.Repo.Bind(r.source); err != nil {
+			return nil, err
+		}
+		if r.engine, err = newEngine(&o); err != nil {
+			return nil, err
+		}
+		defer r.engine.close()
+	}
+	report := r.images(ctx, picked, homes)
+	if ctx.Err() != nil {
+		return report, context.Cause(ctx)
+	}
+	return report, nil
+}
+
+// images backs up the images, some at a time, and reports on them in their order.
+func (r *run) images(ctx context.Context, picked []rbd.ImageRef, homes *folders) *Report {
+	report := &Report{Images: make([]ImageReport, len(picked))}
+	r.Progress.Images(len(picked))
+	var g errgroup.Group
+	g.SetLimit(r.Jobs)
+	for i, ref := range picked {
+		folder := homes.folder(ref)
+		g.Go(func() error {
+			report.Images[i] = r.image(ctx, ref, folder)
+			return nil
+		})
+	}
+	_ = g.Wait() // the functions return no errors
+	return report
+}
+
+// image backs up one image, and reports whatever happens.
+func (r *run) image(ctx context.Context, ref rbd.ImageRef, folder *repo.Folder) ImageReport {
+	start := time.Now()
+	j := &job{
+		run:    r,
+		ref:    ref,
+		folder: folder,
+		task:   r.Progress.Start(ref.Name),
+		log:    r.Logger.With("image", ref.Name),
+		report: ImageReport{Name: ref.Name, Status: Failed},
+	}
+	if err := j.do(ctx); err != nil {
+		if ctx.Err() != nil && !errors.Is(err, context.Cause(ctx)) {
+			err = context.Cause(ctx) // whatever it was that gave way first
+		}
+		j.report.Status, j.report.Err, j.report.Error = Failed, err, err.Error()
+	}
+	j.report.Seconds = time.Since(start).Seconds()
+	j.task.End(j.report)
+	return j.report
+}
+
+// withGrace gives a context that outlives ctx by at most d, for calls that are better finished than cut off.
+func withGrace(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
+	extended, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	var once sync.Once
+	stop := context.AfterFunc(ctx, func() {
+		timer := time.AfterFunc(d, func() { cancel(context.Cause(ctx)) })
+		context.AfterFunc(extended, func() { timer.Stop() })
+	})
+	return extended, func() {
+		once.Do(func() { stop(); cancel(context.Canceled) })
+	}
+}

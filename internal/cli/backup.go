@@ -1,0 +1,126 @@
+package cli
+
+import (
+	"context"
+	"errors"
+
+	"github.com/spf13/cobra"
+
+	"github.com/rbd2qcow2/rbd2qcow2/internal/backup"
+	"github.com/rbd2qcow2/rbd2qcow2/internal/compress"
+	"github.com/rbd2qcow2/rbd2qcow2/internal/rbd"
+	"github.com/rbd2qcow2/rbd2qcow2/internal/repo"
+)
+
+// backupFlags are the options of the command.
+type backupFlags struct {
+	options     backup.Options
+	ceph        rbd.Config
+	output      outputFlags
+	compression string
+}
+
+func (p *Program) backupCommand() *cobra.Command {
+	var f backupFlags
+	c := &cobra.Command{
+		Use:   "backup POOL[/NAMESPACE] DIR [IMAGE...]",
+		Short: "Back up images: snapshot, find the changes, write a new point",
+		Long: `Back up all images of a pool or a namespace, or those named. IMAGE may be a shell pattern.
+
+Each image gets one new point in the repository DIR: an increment on its newest point where that and its
+snapshot can be trusted, otherwise a full point, and the reason is printed. One snapshot per image is kept
+for the next run. An image whose metadata has the key "backup-skip" is skipped.
+
+Memory is bounded by --parallel, about 2 MiB for each read in flight, whatever the size of the images.
+
+Exit status: 0 all done; 1 nothing done, or nothing matched; 2 usage; 3 some images failed, the rest are
+done; 130 and 143 interrupted.`,
+		Example: `  rbd2qcow2 backup rbd /backup/rbd
+  rbd2qcow2 backup --id backup --compress none rbd/customer7 /backup/customer7 'db-*' web1`,
+		Args: arguments(2, -1),
+		RunE: func(c *cobra.Command, args []string) error {
+			f.options.Images = args[2:]
+			return p.backup(c.Context(), args[0], args[1], &f)
+		},
+	}
+	flags := c.Flags()
+	flags.SortFlags = false
+	flags.StringArrayVar(&f.options.Exclude, "exclude", nil, "leave out images that match the shell `PATTERN`; may be repeated")
+	flags.BoolVar(&f.options.Full, "full", false, "make full points")
+	flags.BoolVar(&f.options.DryRun, "dry-run", false, "say what would be done, and change nothing")
+	flags.StringVar(&f.compression, "compress", "zstd", "compression of the data: `zstd|zlib|none[:LEVEL]`")
+	flags.IntVar(&f.options.Parallel, "parallel", 16, "keep `N` reads in flight, for all images together")
+	flags.IntVar(&f.options.Jobs, "jobs", 4, "back up `N` images at once")
+	flags.BoolVar(&f.options.RemoveOldSnapshots, "remove-old-snapshots", false,
+		"also remove the snapshots, named by digits alone, that the Python tool left")
+	f.output.add(flags)
+	cephFlags(flags, &f.ceph)
+	return c
+}
+
+func (p *Program) backup(ctx context.Context, spec, dir string, f *backupFlags) error {
+	pool, namespace, err := splitPool(spec)
+	if err != nil {
+		return err
+	}
+	o := &f.options
+	if o.Compression.Name, o.Compression.Codec, err = compress.Parse(f.compression); err != nil {
+		return usageError{err}
+	}
+	if err := errors.Join(f.output.validate(), o.Validate()); err != nil {
+		return usageError{err}
+	}
+	r, err := repo.OpenOrAdopt(dir)
+	if err != nil {
+		return err
+	}
+	report, err := p.backupPool(ctx, r, pool, namespace, f)
+	if report != nil && f.output.json {
+		err = errors.Join(err, printJSON(p.Stdout, report))
+	}
+	if err != nil {
+		return err
+	}
+	return backupStatus(report)
+}
+
+// backupPool connects, and runs the backup with whatever shows its progress.
+func (p *Program) backupPool(ctx context.Context, r *repo.Repository, pool, namespace string, f *backupFlags,
+) (*backup.Report, error) {
+	progress, log, end := f.output.progress(p.Stderr)
+	defer end()
+	f.ceph.Logger = log
+	cluster, err := rbd.Connect(ctx, f.ceph)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err := cluster.Close(); err != nil {
+			log.Debug("disconnect", "error", err)
+		}
+	}()
+	source, err := cluster.Pool(ctx, pool, namespace)
+	if err != nil {
+		return nil, err
+	}
+	o := f.options
+	o.Program, o.Logger, o.Progress = "rbd2qcow2 "+p.Version, log, progress
+	report, err := backup.Run(ctx, backup.Env{Cluster: cluster, Pool: source, Repo: r}, o)
+	if report != nil {
+		log.Info("finished", "done", report.Count(backup.Done)+report.Count(backup.Planned),
+			"skipped", report.Count(backup.Skipped), "failed", report.Count(backup.Failed))
+	}
+	return report, err
+}
+
+// backupStatus is the exit status that a report asks for. What failed has been logged.
+func backupStatus(r *backup.Report) error {
+	failed := r.Count(backup.Failed)
+	switch {
+	case failed == 0:
+		return nil
+	case failed+r.Count(backup.Skipped) == len(r.Images):
+		return exitError(exitNothing)
+	}
+	return exitError(exitPartly)
+}

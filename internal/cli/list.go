@@ -1,0 +1,71 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+	"text/tabwriter"
+	"time"
+
+	"github.com/dustin/go-humanize"
+	"github.com/spf13/cobra"
+
+	"github.com/rbd2qcow2/rbd2qcow2/internal/repo"
+	"github.com/rbd2qcow2/rbd2qcow2/internal/status"
+)
+
+func (p *Program) listCommand() *cobra.Command {
+	var asJSON bool
+	c := &cobra.Command{
+		Use:     "list DIR [IMAGE...]",
+		Short:   "List chains and points",
+		Long:    "List the points of a repository, or of the images named, the oldest first. No cluster is asked.",
+		Example: "  rbd2qcow2 list /backup/rbd\n  rbd2qcow2 list --json /backup/rbd vm1",
+		Args:    arguments(1, -1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			r, err := repo.Open(args[0])
+			if err != nil {
+				return err
+			}
+			images, missing := status.Read(r, args[1:])
+			if asJSON {
+				err = printJSON(p.Stdout, map[string]any{"images": images})
+			} else {
+				err = printTable(p.Stdout, images)
+			}
+			if missing != nil {
+				return missing
+			}
+			return err
+		},
+	}
+	c.Flags().BoolVar(&asJSON, "json", false, "print one JSON document")
+	return c
+}
+
+func printTable(w io.Writer, images []status.Image) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "IMAGE\tPOINT\tTIME\tKIND\tSIZE\tON DISK\tCHANGED\tPARENT\tSTATE\tSNAPSHOT")
+	for _, image := range images {
+		for _, p := range image.Points {
+			parent := "-"
+			if p.Parent != nil {
+				parent = string(*p.Parent)
+			}
+			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", printable(image.Name), p.Point,
+				p.Time.Local().Format(time.DateTime), p.Kind, size(p.VirtualSize), size(p.DiskSize),
+				size(p.ChangedBytes), parent, p.State, p.Snapshot)
+		}
+	}
+	return t.Flush()
+}
+
+func size(n int64) string { return humanize.IBytes(uint64(max(n, 0))) }
+
+// printable keeps names with line breaks and the like from breaking the table.
+func printable(name string) string {
+	quoted := fmt.Sprintf("%+q", name)
+	if quoted == `"`+name+`"` {
+		return name
+	}
+	return quoted
+}

@@ -1,0 +1,24 @@
+// Package crashpoint names the steps of a backup at which the crash tests kill the program. Only a program built
+// with the tag crashtest contains the killing; in any other, Reach does nothing.
+package crashpoint
+
+// The steps, in the order of a backup.
+const (
+	Locked          = "locked"           // lock of the folder taken
+	SnapshotMade    = "snapshot-made"    // the cluster has the new snapshot, the repository knows nothing of it
+	Diffed          = "diffed"           // changes known
+	FirstData       = "first-data"       // first bytes of the temporary file
+	Data            = "data"             // all data written
+	Tables          = "tables"           // last L2 table written, nothing else of the tables
+	Synced          = "synced"           // file complete and on disk, without a name
+	Linked          = "linked"           // file has its name, the directory is not on disk
+	DirectorySynced = "directory-synced" // the point exists
+	SnapshotRemoved = "snapshot-removed" // the snapshot of the point before is gone
+)
+
+// Steps are all steps.
+func Steps() []string {
+	return []string{
+		Locked, SnapshotMade, Diffed, FirstData, Data, Tables, Synced, Linked, DirectorySynced, SnapshotRemoved,
+	}
+}

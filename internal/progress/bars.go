@@ -1,0 +1,102 @@
+package progress
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"math"
+	"sync/atomic"
+
+	"github.com/vbauerster/mpb/v8"
+	"github.com/vbauerster/mpb/v8/decor"
+
+	"github.com/rbd2qcow2/rbd2qcow2/internal/backup"
+)
+
+// Bars reports on a terminal: a bar for each image that is under way, and one for all. What is logged meanwhile has
+// to be written to the Bars, which puts it above them.
+type Bars struct {
+	*mpb.Progress
+	logger *slog.Logger
+	all    *mpb.Bar
+	total  atomic.Int64 // bytes of all images that have begun to be copied
+	ended  atomic.Int64 // images
+	images int
+}
+
+// NewBars starts drawing on a terminal; newLogger makes the logger for outcomes, which writes to the Bars.
+// Close ends it.
+func NewBars(terminal io.Writer, newLogger func(io.Writer) *slog.Logger) *Bars {
+	b := &Bars{Progress: mpb.New(mpb.WithOutput(terminal), mpb.WithAutoRefresh())}
+	b.logger = newLogger(b)
+	return b
+}
+
+// Close takes the bars away and waits for the last output.
+func (b *Bars) Close() {
+	if b.all != nil {
+		b.all.Abort(true)
+	}
+	b.Progress.Shutdown()
+}
+
+// Images starts the bar for all.
+func (b *Bars) Images(n int) {
+	b.images = n
+	b.all = b.bar("total", math.MaxInt, decor.Any(func(decor.Statistics) string {
+		return fmt.Sprintf("  %d/%d images", b.ended.Load(), b.images)
+	}))
+}
+
+// Start begins an image.
+func (b *Bars) Start(image string) backup.Task {
+	t := &barTask{bars: b, log: b.logger.With("image", image)}
+	t.phase.Store("")
+	t.bar = b.bar(image, int(b.ended.Load()), decor.Any(func(decor.Statistics) string {
+		return fmt.Sprintf("  %s", t.phase.Load())
+	}))
+	return t
+}
+
+// bar adds a bar of bytes; those of low priority are drawn first.
+func (b *Bars) bar(name string, priority int, last decor.Decorator) *mpb.Bar {
+	return b.AddBar(0,
+		mpb.BarRemoveOnComplete(),
+		mpb.BarPriority(priority),
+		mpb.PrependDecorators(
+			decor.Name(name, decor.WC{W: 16, C: decor.DindentRight}),
+			decor.CountersKibiByte("% .1f / % .1f", decor.WC{W: 22}),
+		),
+		mpb.AppendDecorators(
+			decor.AverageSpeed(decor.SizeB1024(0), "% .1f", decor.WC{W: 13}),
+			decor.Name("  ETA "),
+			decor.AverageETA(decor.ET_STYLE_GO),
+			last,
+		),
+	)
+}
+
+type barTask struct {
+	bars  *Bars
+	log   *slog.Logger
+	bar   *mpb.Bar
+	phase atomic.Value // string
+}
+
+func (t *barTask) Phase(what string) { t.phase.Store(what) }
+
+func (t *barTask) Total(bytes int64) {
+	t.bar.SetTotal(bytes, false)
+	t.bars.all.SetTotal(t.bars.total.Add(bytes), false)
+}
+
+func (t *barTask) Add(bytes int64) {
+	t.bar.IncrInt64(bytes)
+	t.bars.all.IncrInt64(bytes)
+}
+
+func (t *barTask) End(r backup.ImageReport) {
+	t.bars.ended.Add(1)
+	t.bar.Abort(true)
+	logOutcome(t.log, &r)
+}

@@ -1,0 +1,40 @@
+// Package rbd reads Ceph RBD images and manages their snapshots. It is the
+// only package that talks to librados and librbd (through go-ceph), and it
+// knows nothing of qcow2 files, repositories or the command line.
+//
+// A [Cluster] holds the connections, a [Pool] is one pool or one namespace of
+// it, an [Image] is one open image, read at its head or at a snapshot.
+//
+// # Nothing blocks for ever
+//
+// Calls into librbd block in C and cannot be cancelled. Each of them therefore
+// runs on a goroutine of its own, and the Go side stops waiting when its
+// context ends or when a watchdog fires. Such a call is abandoned: the error
+// matches [ErrAbandoned], the C call goes on behind the scenes, and whatever it
+// uses (image, pool, connection, the buffer of a read) is kept until it ends.
+// Close never frees an object under a running call and waits for a bounded
+// time only.
+//
+// # Two connections
+//
+// Reading uses a connection whose operations time out ([Config.Timeout]), so
+// that a cluster that is down ends in an error. Snapshots use a second one,
+// made when first needed, whose writes to the cluster never time out on the
+// client's side: librbd takes the image's exclusive lock for a snapshot of an
+// image that nobody has open, and a client that gives up a write while holding
+// that lock may leave the object map wrong.
+//
+// # Snapshots that vanish
+//
+// When the snapshot that an image is open at is removed by someone else, librbd
+// goes on without an error and reads zeros. See [Pool.SnapshotID] for the check.
+//
+// # Options inside images
+//
+// Image metadata of the form conf_<option> overrides librbd's options for every
+// client that opens the image. Time-outs are safe from it: rados_* and client_*
+// options belong to the connection, and librbd applies a key only to the
+// options of its own image layer. Dead locks are broken by a plain lock
+// operation and not through librbd (see [Pool.BreakDeadLock]), so that no
+// metadata can turn that into a blocklisting.
+package rbd

@@ -1,0 +1,122 @@
+package rbd
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+// handle counts the users of one C object: its owner, the C calls running on
+// it, and the handles of objects made from it. The object is freed when the
+// last of them leaves, so never under a call that was abandoned.
+type handle struct {
+	parent   *handle
+	watchdog time.Duration // bound of one call on this object
+	free     func() error  // blocks in C
+
+	mu     sync.Mutex
+	users  int
+	closed bool
+
+	freed   chan struct{} // closed after free has returned
+	freeErr error         // valid once freed is closed
+}
+
+// newHandle takes a reference on parent, which may be nil.
+func newHandle(parent *handle, watchdog time.Duration, free func() error) (*handle, error) {
+	if parent != nil && !parent.acquire() {
+		return nil, ErrClosed
+	}
+	return &handle{parent: parent, watchdog: watchdog, free: free, users: 1, freed: make(chan struct{})}, nil
+}
+
+func (h *handle) acquire() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed {
+		return false
+	}
+	h.users++
+	return true
+}
+
+func (h *handle) release() {
+	h.mu.Lock()
+	h.users--
+	last := h.users == 0
+	h.mu.Unlock()
+	if !last {
+		return
+	}
+	h.freeErr = h.free()
+	close(h.freed)
+	if h.parent != nil {
+		h.parent.release()
+	}
+}
+
+// close gives up the owner's reference and waits until the object is freed, at
+// most as long as one call may last. A second close does nothing.
+func (h *handle) close() error {
+	h.mu.Lock()
+	first := !h.closed
+	h.closed = true
+	h.mu.Unlock()
+	if !first {
+		return nil
+	}
+	go h.release()
+	timer := time.NewTimer(h.watchdog)
+	defer timer.Stop()
+	select {
+	case <-h.freed:
+		return h.freeErr
+	case <-timer.C:
+		return ErrAbandoned
+	}
+}
+
+// call runs f, which blocks in C, and returns its result, or an error matching
+// ErrAbandoned as soon as ctx ends or h's watchdog fires. In that case f is
+// still running; what it returns in the end goes to late, if that is not nil.
+func call[T any](ctx context.Context, h *handle, f func() (T, error), late func(T)) (T, error) {
+	var none T
+	if ctx.Err() != nil {
+		return none, context.Cause(ctx)
+	}
+	if !h.acquire() {
+		return none, ErrClosed
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, h.watchdog, errWatchdog)
+	defer cancel()
+
+	type result struct {
+		value T
+		err   error
+	}
+	results, gone := make(chan result), make(chan struct{})
+	go func() {
+		defer h.release()
+		value, err := f()
+		select {
+		case results <- result{value, err}:
+		case <-gone:
+			if err == nil && late != nil {
+				late(value)
+			}
+		}
+	}()
+	select {
+	case r := <-results:
+		return r.value, r.err
+	case <-ctx.Done():
+		close(gone)
+		return none, abandoned(ctx)
+	}
+}
+
+// do is call for functions without a result.
+func do(ctx context.Context, h *handle, f func() error) error {
+	_, err := call(ctx, h, func() (struct{}, error) { return struct{}{}, f() }, nil)
+	return err
+}

@@ -1,0 +1,49 @@
+package rbd
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/rbd2qcow2/rbd2qcow2/internal/cephtest"
+)
+
+// connectAs connects as the pool's backup user until the test ends.
+func connectAs(t *testing.T, tp *cephtest.Pool) (context.Context, *Pool) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	t.Cleanup(cancel)
+	c, err := Connect(ctx, config(tp))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	p, err := c.Pool(ctx, tp.Name, tp.Namespace)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ctx, p
+}
+
+func config(tp *cephtest.Pool) Config {
+	return Config{ConfFile: tp.Conf, ID: tp.User, Keyring: tp.Keyring, Timeout: 10 * time.Second}
+}
+
+// openAt opens an image until the test ends.
+func openAt(ctx context.Context, t *testing.T, p *Pool, id, snapshot string) *Image {
+	t.Helper()
+	img, err := p.OpenAt(ctx, id, snapshot)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := img.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return img
+}

@@ -1,0 +1,123 @@
+package rbd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+
+	librbd "github.com/ceph/go-ceph/rbd"
+)
+
+// Image is one image opened read-only, at its head or at a snapshot. It is
+// safe for concurrent use.
+type Image struct {
+	pool     *Pool
+	handle   *handle
+	image    *librbd.Image
+	spec     string // for messages
+	name     string // empty if opened by id
+	snapshot string // empty at the head
+
+	// read once at opening; they can't change on a read-only handle
+	id                      string
+	size                    int64
+	objectSize              int64
+	stripeUnit, stripeCount int64
+	features                Features
+}
+
+// maxSize is what librbd and qcow2 can address and we can compute with.
+const maxSize = math.MaxInt64 / 2
+
+// load reads what never changes while the image is open. It blocks in C.
+func (i *Image) load() error {
+	stat, err := i.image.Stat()
+	if err != nil {
+		return err
+	}
+	features, err := i.image.GetFeatures()
+	if err != nil {
+		return err
+	}
+	if i.features = Features(features); i.features.Has(FeatureMigrating) {
+		return ErrMigrating
+	}
+	if i.id, err = i.image.GetId(); err != nil || i.id == "" {
+		return errors.Join(err, fmt.Errorf("image of format 1: %w", ErrUnsupported))
+	}
+	unit, err := i.image.GetStripeUnit()
+	if err != nil {
+		return err
+	}
+	count, err := i.image.GetStripeCount()
+	if err != nil {
+		return err
+	}
+	for _, n := range []uint64{stat.Size, stat.Obj_size, unit, count} {
+		if n > maxSize {
+			return fmt.Errorf("header holds an impossible number: %d", n)
+		}
+	}
+	if stat.Obj_size == 0 || unit == 0 || count == 0 {
+		return fmt.Errorf("header holds an impossible number: object size %d, stripes %d of %d", stat.Obj_size, count, unit)
+	}
+	i.size, i.objectSize = int64(stat.Size), int64(stat.Obj_size)
+	i.stripeUnit, i.stripeCount = int64(unit), int64(count)
+	return nil
+}
+
+// ID returns the image's internal id.
+func (i *Image) ID() string { return i.id }
+
+// Size returns the size in bytes at the point that the image is open at. It
+// need not be a multiple of anything.
+func (i *Image) Size() int64 { return i.size }
+
+// ObjectSize returns the size in bytes of the RADOS objects that hold the data.
+func (i *Image) ObjectSize() int64 { return i.objectSize }
+
+// Features returns the features of the image.
+func (i *Image) Features() Features { return i.features }
+
+// String returns the name for messages, POOL/[NAMESPACE/]IMAGE[@SNAPSHOT].
+func (i *Image) String() string { return i.spec }
+
+// Read fills p with the len(p) bytes from off on, which must lie inside the
+// image (rbd_read). Reads inside one object are fastest.
+//
+// If ctx ends first, Read returns at once with an error that matches
+// ErrAbandoned: librbd may still write into p, so the caller must never use p
+// again, and must not give it to a pool of buffers.
+func (i *Image) Read(ctx context.Context, p []byte, off int64) error {
+	if len(p) == 0 {
+		return nil
+	}
+	err := i.checkRange(off, int64(len(p)))
+	if err == nil {
+		err = do(ctx, i.handle, func() error {
+			n, err := i.image.ReadAt(p, off)
+			if errors.Is(err, io.EOF) {
+				return fmt.Errorf("%w: %d of %d bytes", io.ErrUnexpectedEOF, n, len(p))
+			}
+			return err
+		})
+	}
+	if err == nil {
+		return nil
+	}
+	return fail("read", fmt.Sprintf("%s at %d+%d", i.spec, off, len(p)), err)
+}
+
+func (i *Image) checkRange(off, length int64) error {
+	if off < 0 || length < 0 || off > i.size || length > i.size-off {
+		return fmt.Errorf("range lies outside the image of %d bytes", i.size)
+	}
+	return nil
+}
+
+// Close closes the image when no call uses it any more (rbd_close). It waits
+// for a bounded time only; then the error matches ErrAbandoned and the image
+// is closed as soon as that is possible. Closing twice does nothing.
+func (i *Image) Close() error { return fail("close image", i.spec, i.handle.close()) }

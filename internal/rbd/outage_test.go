@@ -1,0 +1,220 @@
+package rbd
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rbd2qcow2/rbd2qcow2/internal/cephtest"
+	"github.com/rbd2qcow2/rbd2qcow2/internal/qemutest"
+)
+
+// ownCluster starts a cluster for the test alone, whose daemons it may stop.
+func ownCluster(t *testing.T) (dir string, c *cephtest.Cluster) {
+	t.Helper()
+	cephtest.Require(t)
+	dir = filepath.Join(t.TempDir(), "ceph")
+	script := filepath.Join("..", "..", "test", "cluster", "ceph-cluster")
+	t.Cleanup(func() { qemutest.Run(t, script, "stop", dir) })
+	qemutest.Run(t, script, "start", dir)
+	return dir, &cephtest.Cluster{Conf: filepath.Join(dir, "ceph.conf")}
+}
+
+// freeze stops a daemon as a dying disk or switch would: it keeps its sockets.
+// The returned function lets it go on.
+func freeze(t *testing.T, dir, daemon string) (thaw func()) {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(dir, "run", daemon+".pid"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	thaw = func() { _ = syscall.Kill(pid, syscall.SIGCONT) }
+	t.Cleanup(thaw)
+	return thaw
+}
+
+// within fails the test if f takes longer.
+func within(t *testing.T, limit time.Duration, what string, f func() error) error {
+	t.Helper()
+	start := time.Now()
+	err := f()
+	took := time.Since(start).Round(time.Millisecond)
+	t.Logf("%s: %v after %v", what, err, took)
+	if took > limit {
+		t.Errorf("%s took %v, more than %v", what, took, limit)
+	}
+	return err
+}
+
+func TestOutage(t *testing.T) {
+	t.Parallel()
+	dir, own := ownCluster(t)
+	tp := own.Pool(t)
+	tp.CreateImage(t, "vm", 64<<20)
+	tp.IO(t, "vm", "write -P 1 0 8M")
+	id := tp.Info(t, "vm").ID
+	ctx := t.Context()
+	cfg := config(tp)
+	cfg.Timeout, cfg.SnapshotTimeout = 2*time.Second, 4*time.Second
+	c, err := Connect(ctx, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := c.Pool(ctx, tp.Name, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.CreateSnapshot(ctx, id, "before"); err != nil {
+		t.Fatal(err)
+	}
+	img, err := p.OpenAt(ctx, id, "before")
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	thaw := freeze(t, dir, "osd.0")
+	nothing := func(Extent) error { return nil }
+	limit := (callsPerWatchdog + 1) * cfg.Timeout
+	for what, try := range map[string]func() error{
+		"read": func() error { return img.Read(ctx, make([]byte, 4096), 0) },
+		"diff": func() error { return img.Diff(ctx, "", 0, img.Size(), nothing) },
+		"info": func() error { _, err := img.Info(ctx); return err },
+		"open": func() error { _, err := p.Open(ctx, "vm"); return err },
+		"list": func() error { _, err := p.ListImages(ctx); return err },
+	} {
+		if err := within(t, limit, what, try); !errors.Is(err, ErrTimeout) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	err = within(t, limit, "snapshot", func() error { return p.CreateSnapshot(ctx, id, "during") })
+	if !errors.Is(err, ErrAbandoned) || !errors.Is(err, ErrTimeout) {
+		t.Error(err)
+	}
+	// Ctrl-C ends everything at once.
+	short, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+	defer cancel()
+	buf := make([]byte, 4096)
+	err = within(t, time.Second, "read with a deadline", func() error { return img.Read(short, buf, 0) })
+	if !errors.Is(err, ErrAbandoned) || !errors.Is(err, context.DeadlineExceeded) {
+		t.Error(err)
+	}
+	if err := within(t, time.Second, "diff with a deadline", func() error { return img.Diff(short, "", 0, img.Size(), nothing) }); err == nil {
+		t.Error("diff of a dead cluster succeeded")
+	}
+	_ = within(t, limit, "close image", img.Close)
+
+	thaw()
+	for range 10 {
+		start := time.Now()
+		_, err := p.SnapshotID(ctx, id, "during")
+		t.Log("DEBUG", err, time.Since(start))
+		start = time.Now()
+		_, err = p.ListImages(ctx)
+		t.Log("DEBUG list", err, time.Since(start))
+		start = time.Now()
+		out, err := qemutest.Try("timeout", "5", "rbd", "-c", tp.Conf, "info", tp.Spec("vm"))
+		t.Log("DEBUG", len(out), err, time.Since(start))
+		out, err = qemutest.Try("timeout", "5", "ceph", "-c", tp.Conf, "-s")
+		t.Log("DEBUG", string(out), err, time.Since(start))
+		out, err = qemutest.Try("timeout", "5", "ceph", "-c", tp.Conf, "--admin-daemon", filepath.Join(dir, "run", "osd.0.asok"), "dump_ops_in_flight")
+		t.Log("DEBUG", string(out), err, time.Since(start))
+	}
+	// The abandoned snapshot completes, which is why its error means nothing.
+	for deadline := time.Now().Add(time.Minute); ; {
+		_, err := p.SnapshotID(ctx, id, "during")
+		if err == nil {
+			t.Log("the abandoned snapshot came into being later")
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Error(err)
+			break
+		}
+	}
+	if err := within(t, limit, "close", c.Close); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestDeadMonitor(t *testing.T) {
+	t.Parallel()
+	dir, own := ownCluster(t)
+	tp := own.Pool(t)
+	tp.CreateImage(t, "vm", 64<<20)
+	id := tp.Info(t, "vm").ID
+	cfg := config(tp)
+	cfg.Timeout, cfg.SnapshotTimeout = 2*time.Second, 6*time.Second
+	ctx := t.Context()
+	c, err := Connect(ctx, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := c.Pool(ctx, tp.Name, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.SnapshotClient(ctx); err != nil {
+		t.Fatal(err)
+	}
+	thaw := freeze(t, dir, "mon.a")
+	err = within(t, 10*time.Second, "snapshot", func() error { return p.CreateSnapshot(ctx, id, "during") })
+	if !errors.Is(err, ErrTimeout) {
+		t.Error(err)
+	}
+	err = within(t, 5*time.Second, "version", func() error { _, err := c.Version(ctx); return err })
+	if !errors.Is(err, ErrTimeout) {
+		t.Error(err)
+	}
+	err = within(t, 5*time.Second, "connect", func() error { _, err := Connect(ctx, cfg); return err })
+	if !errors.Is(err, ErrTimeout) {
+		t.Error(err)
+	}
+	thaw()
+	if err := within(t, 20*time.Second, "close", c.Close); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestBlocklisted(t *testing.T) {
+	t.Parallel()
+	tp := cephtest.Require(t).Pool(t)
+	ctx, p := connectAs(t, tp)
+	tp.CreateImage(t, "vm", 8<<20)
+	img, err := p.Open(ctx, "vm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address, err := p.cluster.reader.rados.GetAddrs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	tp.Ceph(t, "osd", "blocklist", "add", address)
+	t.Cleanup(func() { tp.Ceph(t, "osd", "blocklist", "rm", address) })
+	// The OSD learns it a little later.
+	for err = nil; err == nil && ctx.Err() == nil; {
+		err = img.Read(ctx, make([]byte, 4096), 0)
+	}
+	if !errors.Is(err, ErrBlocklisted) {
+		t.Error(err)
+	}
+	if err := img.Close(); err != nil {
+		t.Error(err)
+	}
+	again, againPool := connectAs(t, tp)
+	if _, err := againPool.ListImages(again); err != nil {
+		t.Error(err)
+	}
+}

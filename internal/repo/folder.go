@@ -1,0 +1,147 @@
+package repo
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/rbd2qcow2/rbd2qcow2/qcow2"
+)
+
+// foreignBase is the empty file that the Python tool's full points have as their backing file.
+const foreignBase = "empty.qcow2"
+
+// Folder holds the points of one image.
+type Folder struct {
+	Dir  string // path
+	Name string // last element of the path, and what its file names begin with
+}
+
+// Folder gives the folder of that name, whether it exists or not.
+func (r *Repository) Folder(name string) *Folder {
+	return &Folder{Dir: filepath.Join(r.Dir, name), Name: name}
+}
+
+// Folders lists the folders in the order of their names.
+func (r *Repository) Folders() ([]*Folder, error) {
+	entries, err := os.ReadDir(r.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("list repository: %w", err)
+	}
+	var folders []*Folder
+	for _, e := range entries {
+		if e.IsDir() && !strings.HasPrefix(e.Name(), ".") && e.Name() != "lost+found" {
+			folders = append(folders, r.Folder(e.Name()))
+		}
+	}
+	return folders, nil
+}
+
+// Exists says whether the folder is there.
+func (f *Folder) Exists() (bool, error) {
+	_, err := os.Stat(f.Dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// Create makes the folder and what belongs into it. It is no error if it is there.
+func (f *Folder) Create() error {
+	state := filepath.Join(f.Dir, stateDir)
+	if _, err := os.Stat(state); err == nil {
+		return nil
+	}
+	if err := os.MkdirAll(state, 0o750); err != nil {
+		return fmt.Errorf("make folder: %w", err)
+	}
+	return syncDir(filepath.Dir(f.Dir))
+}
+
+// pointNames lists the points by their files, the oldest first.
+func (f *Folder) pointNames() ([]PointName, error) {
+	entries, err := os.ReadDir(f.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("list folder: %w", err)
+	}
+	var names []PointName
+	for _, e := range entries {
+		if name, ok := parseFileName(f.Name, e.Name()); ok && e.Type().IsRegular() {
+			names = append(names, name)
+		}
+	}
+	slices.SortFunc(names, func(a, b PointName) int { return a.Time().Compare(b.Time()) })
+	return names, nil
+}
+
+// FileName is the name of a point's file in the folder.
+func (f *Folder) FileName(p PointName) string { return f.Name + "@" + string(p) + ".qcow2" }
+
+// Path is the path of a point's file.
+func (f *Folder) Path(p PointName) string { return filepath.Join(f.Dir, f.FileName(p)) }
+
+// Points reads what every point says of itself, the oldest first. A point that can't be read is in the list, with
+// the reason.
+func (f *Folder) Points() ([]*Point, error) {
+	names, err := f.pointNames()
+	if err != nil {
+		return nil, err
+	}
+	points := make([]*Point, 0, len(names))
+	for _, name := range names {
+		points = append(points, f.Point(name))
+	}
+	return points, nil
+}
+
+// Newest gives the newest point, nil if there is none.
+func (f *Folder) Newest() (*Point, error) {
+	names, err := f.pointNames()
+	if errors.Is(err, fs.ErrNotExist) || err == nil && len(names) == 0 {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return f.Point(names[len(names)-1]), nil
+}
+
+// CreatePending makes a file that is to become a point of the folder.
+func (f *Folder) CreatePending() (*Pending, error) { return createPending(f.Dir) }
+
+// RemoveDeadTemporaries removes what killed runs have left in the folder, and gives its names.
+func (f *Folder) RemoveDeadTemporaries() ([]string, error) { return removeDeadTemporaries(f.Dir) }
+
+// Identity gives the identity of the newest point that has one, nil if there is none.
+func (f *Folder) Identity() (*Identity, error) {
+	names, err := f.pointNames()
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range slices.Backward(names) {
+		if id := f.Point(name).Identity; id != nil {
+			return id, nil
+		}
+	}
+	return nil, nil
+}
+
+// Scratch makes a file without a name, or with one that goes when the file is closed.
+func (f *Folder) Scratch() (qcow2.Scratch, error) {
+	p, err := createPending(f.Dir)
+	if err != nil {
+		return nil, err
+	}
+	return scratch{p}, nil
+}
+
+type scratch struct{ *Pending }
+
+func (s scratch) Close() error {
+	s.Discard()
+	return nil
+}

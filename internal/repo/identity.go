@@ -1,0 +1,126 @@
+package repo
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"time"
+)
+
+// identityFormat is the version of the identity's format.
+const identityFormat = 1
+
+// Identity says what a point is. It stands in the point's own file and is never changed by a backup; its hash is
+// in the identity of the point that lies on it, so that no file can take another's place in a chain.
+type Identity struct {
+	Format     int       `json:"format"`
+	Program    string    `json:"program"`    // name and version of the program that made it
+	Repository string    `json:"repository"` // UUID
+	Chain      string    `json:"chain"`      // UUID, the same in all points of a chain
+	PointID    string    `json:"point_id"`   // UUID
+	Point      PointName `json:"point"`      // as in the file name
+	Generation int       `json:"generation"` // 0: full; otherwise one more than the parent's
+	Parent     *Parent   `json:"parent"`     // nil: full
+	Created    time.Time `json:"created"`    // when the snapshot was asked for; also the file's mtime
+
+	Image    Image    `json:"image"`
+	Snapshot Snapshot `json:"snapshot"`
+	// SnapSeq is the id of the last snapshot that was made of the image before ours, 0 if there was none.
+	SnapSeq uint64 `json:"snap_seq"`
+	// OtherSnapshots are all others that the image had when ours was made.
+	OtherSnapshots []Snapshot `json:"other_snapshots"`
+
+	Changes     Changes `json:"changes"`
+	Compression string  `json:"compression"` // as in --compress: "none", "zlib", "zstd:1"
+	ClusterSize int64   `json:"cluster_size"`
+}
+
+// Parent is the point that an increment lies on.
+type Parent struct {
+	Point          PointName `json:"point"`
+	PointID        string    `json:"point_id,omitempty"`        // "" for a point of the Python tool
+	IdentitySHA256 string    `json:"identity_sha256,omitempty"` // hex; "" likewise
+}
+
+// Image describes the RBD image as it was.
+type Image struct {
+	FSID        string            `json:"fsid"`
+	PoolID      int64             `json:"pool_id"`
+	Pool        string            `json:"pool"`
+	Namespace   string            `json:"namespace"`
+	Name        string            `json:"name"`
+	ID          string            `json:"id"`
+	Size        int64             `json:"size"` // true size in bytes; the qcow2 header rounds up to 512
+	ObjectSize  int64             `json:"object_size"`
+	StripeUnit  int64             `json:"stripe_unit"`
+	StripeCount int64             `json:"stripe_count"`
+	Features    []string          `json:"features"`
+	Flags       string            `json:"flags"`          // of the head's maps, as rbd info prints them; "": none
+	SnapFlags   string            `json:"snapshot_flags"` // of our snapshot's
+	DataPool    string            `json:"data_pool,omitempty"`
+	CloneParent *CloneParent      `json:"clone_parent,omitempty"`
+	Metadata    map[string]string `json:"metadata,omitempty"`
+}
+
+// CloneParent is the snapshot that the image is a clone of.
+type CloneParent struct {
+	Pool      string `json:"pool"`
+	Namespace string `json:"namespace"`
+	Image     string `json:"image"`
+	ImageID   string `json:"image_id,omitempty"`
+	Snapshot  string `json:"snapshot"`
+	Overlap   int64  `json:"overlap"` // bytes
+}
+
+// Snapshot is one RBD snapshot.
+type Snapshot struct {
+	Name      string `json:"name"`
+	ID        uint64 `json:"id"`
+	Size      int64  `json:"size"`                // of the image when it was made, in bytes
+	Namespace string `json:"namespace,omitempty"` // kind of snapshot: user, group, trash, mirror
+}
+
+// Changes says how the content of a point was found, and how much it was.
+type Changes struct {
+	Method      string `json:"method"`       // "full" or "precise"
+	Reason      string `json:"reason"`       // why this method
+	DiffBytes   int64  `json:"diff_bytes"`   // reported by the cluster as changed
+	ReadBytes   int64  `json:"read_bytes"`   // read from the cluster
+	StoredBytes int64  `json:"stored_bytes"` // of data in the file, after compression
+}
+
+// Kind is "full" or "incremental".
+func (id *Identity) Kind() string {
+	if id.Parent == nil {
+		return "full"
+	}
+	return "incremental"
+}
+
+// Encode gives the bytes that go into the file.
+func (id *Identity) Encode() ([]byte, error) {
+	id.Format = identityFormat
+	return json.Marshal(id)
+}
+
+// DecodeIdentity reads what Encode gave.
+func DecodeIdentity(b []byte) (*Identity, error) {
+	id := new(Identity)
+	if err := json.Unmarshal(b, id); err != nil {
+		return nil, fmt.Errorf("decode identity: %w", err)
+	}
+	if id.Format != identityFormat {
+		return nil, fmt.Errorf("identity of format %d: this program reads format %d", id.Format, identityFormat)
+	}
+	if _, err := ParsePointName(string(id.Point)); err != nil {
+		return nil, fmt.Errorf("decode identity: %w", err)
+	}
+	return id, nil
+}
+
+// HashIdentity is what a child keeps of its parent's identity.
+func HashIdentity(encoded []byte) string {
+	sum := sha256.Sum256(encoded)
+	return hex.EncodeToString(sum[:])
+}

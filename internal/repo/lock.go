@@ -1,0 +1,123 @@
+package repo
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// LockedError says who holds a folder's lock.
+type LockedError struct {
+	Folder string
+	Holder Holder
+}
+
+func (e *LockedError) Error() string {
+	if e.Holder.PID == 0 {
+		return fmt.Sprintf("%s is locked by another run", e.Folder)
+	}
+	return fmt.Sprintf("%s is locked by process %d on %s since %s (%s)", e.Folder, e.Holder.PID, e.Holder.Host,
+		e.Holder.Started.Local().Format(time.DateTime), e.Holder.Command)
+}
+
+// Holder is what a lock file says of the process that holds it. When the lock has ended and the content is still
+// there, that process has died.
+type Holder struct {
+	Host    string    `json:"host"`
+	PID     int       `json:"pid"`
+	Started time.Time `json:"started"`
+	Command string    `json:"command"`
+	// Clients are the RADOS clients by which this process, and dead ones before it, may hold locks of the cluster.
+	Clients []string `json:"clients,omitempty"`
+}
+
+// maxClients bounds what a series of killed runs leaves behind.
+const maxClients = 64
+
+// Lock is a folder's lock. It ends with the process, however that ends.
+type Lock struct {
+	file   *os.File
+	holder Holder
+	dead   []string
+}
+
+// Lock takes the folder's lock, or fails at once with a *LockedError.
+func (f *Folder) Lock() (*Lock, error) {
+	path := filepath.Join(f.Dir, stateDir, "lock")
+	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o640)
+	if err != nil {
+		return nil, fmt.Errorf("lock folder: %w", err)
+	}
+	before := readHolder(file)
+	if err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		file.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, &LockedError{f.Dir, before}
+		}
+		return nil, fmt.Errorf("lock %s: %w", path, err)
+	}
+	host, _ := os.Hostname() // for people only
+	l := &Lock{
+		file:   file,
+		dead:   readHolder(file).Clients,
+		holder: Holder{Host: host, PID: os.Getpid(), Started: time.Now().UTC(), Command: strings.Join(os.Args, " ")},
+	}
+	l.holder.Clients = l.dead
+	if err := l.write(); err != nil {
+		file.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+// DeadClients are RADOS clients of runs that died with this lock: what they hold, nobody uses any more.
+func (l *Lock) DeadClients() []string { return l.dead }
+
+// AddClient records a RADOS client of this process, on disk, before it is put to use.
+func (l *Lock) AddClient(client string) error {
+	if slices.Contains(l.holder.Clients, client) {
+		return nil
+	}
+	l.holder.Clients = append(l.holder.Clients, client)
+	if excess := len(l.holder.Clients) - maxClients; excess > 0 {
+		l.holder.Clients = l.holder.Clients[excess:]
+	}
+	return l.write()
+}
+
+// Unlock ends the lock and, as nothing has died with it, what it says.
+func (l *Lock) Unlock() error {
+	return errors.Join(l.file.Truncate(0), l.file.Close())
+}
+
+func (l *Lock) write() error {
+	b, err := json.Marshal(&l.holder)
+	if err != nil {
+		return err
+	}
+	if _, err := l.file.WriteAt(b, 0); err != nil {
+		return fmt.Errorf("write lock file: %w", err)
+	}
+	if err := l.file.Truncate(int64(len(b))); err != nil {
+		return fmt.Errorf("write lock file: %w", err)
+	}
+	return l.file.Sync()
+}
+
+// readHolder reads as much as there is; a lock file is for reading by people first.
+func readHolder(f *os.File) Holder {
+	var h Holder
+	b, err := io.ReadAll(io.NewSectionReader(f, 0, 64<<10))
+	if err == nil {
+		_ = json.Unmarshal(b, &h)
+	}
+	return h
+}

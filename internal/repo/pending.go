@@ -1,0 +1,182 @@
+package repo
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/rbd2qcow2/rbd2qcow2/internal/crashpoint"
+)
+
+const (
+	temporaryPrefix = ".rbd2qcow2-tmp-"
+	pointMode       = 0o440
+)
+
+// Pending is a file on its way into a directory. Until Commit nothing is to be seen of it there: it has no name, or,
+// on file systems that can't do this (NFS), a dot-name and a lock that ends with the process.
+type Pending struct {
+	*os.File
+	dir  string
+	name string // of the temporary; "" for a file without one
+}
+
+// createPending makes a pending file in dir.
+func createPending(dir string) (*Pending, error) {
+	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+	if err == nil {
+		return &Pending{File: os.NewFile(uintptr(fd), filepath.Join(dir, "(unnamed)")), dir: dir}, nil
+	}
+	// What kernels and file systems without O_TMPFILE say.
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EISDIR) || errors.Is(err, unix.EINVAL) {
+		return createNamed(dir)
+	}
+	return nil, &os.PathError{Op: "create file in", Path: dir, Err: err}
+}
+
+func createNamed(dir string) (*Pending, error) {
+	name := filepath.Join(dir, temporaryPrefix+rand.Text())
+	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	p := &Pending{File: f, dir: dir, name: name}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		p.Discard()
+		return nil, fmt.Errorf("lock %s: %w", name, err)
+	}
+	return p, nil
+}
+
+// Commit gives the file its name, with the mtime given, and returns when file and name are on disk. It never
+// replaces a file. On an error the file may have its name already; it is then complete.
+func (p *Pending) Commit(name string, mtime time.Time) error {
+	if err := p.Chmod(pointMode); err != nil {
+		return err
+	}
+	if err := p.setTime(mtime); err != nil {
+		return fmt.Errorf("set time of %s: %w", name, err)
+	}
+	if err := p.Sync(); err != nil {
+		return err
+	}
+	crashpoint.Reach(crashpoint.Synced)
+	if err := p.link(filepath.Join(p.dir, name)); err != nil {
+		return err
+	}
+	crashpoint.Reach(crashpoint.Linked)
+	if err := syncDir(p.dir); err != nil {
+		return err
+	}
+	crashpoint.Reach(crashpoint.DirectorySynced)
+	return p.Close()
+}
+
+func (p *Pending) setTime(t time.Time) error {
+	tv := unix.NsecToTimeval(t.UnixNano())
+	return unix.Futimes(int(p.Fd()), []unix.Timeval{tv, tv})
+}
+
+// link gives the file a name that no other file has.
+func (p *Pending) link(path string) error {
+	if p.name == "" {
+		self := fmt.Sprintf("/proc/self/fd/%d", p.Fd())
+		if err := unix.Linkat(unix.AT_FDCWD, self, unix.AT_FDCWD, path, unix.AT_SYMLINK_FOLLOW); err != nil {
+			return &os.LinkError{Op: "link", Old: self, New: path, Err: err}
+		}
+		return nil
+	}
+	err := unix.Renameat2(unix.AT_FDCWD, p.name, unix.AT_FDCWD, path, unix.RENAME_NOREPLACE)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
+		// No rename without replacing here; a crash between the two leaves a second name, which is cleaned up.
+		if err := os.Link(p.name, path); err != nil {
+			return err
+		}
+		return os.Remove(p.name)
+	}
+	if err != nil {
+		return &os.LinkError{Op: "rename", Old: p.name, New: path, Err: err}
+	}
+	return nil
+}
+
+// Discard gives the file up. After Commit it does nothing.
+func (p *Pending) Discard() {
+	if p.Close() == nil && p.name != "" {
+		_ = os.Remove(p.name)
+	}
+}
+
+// removeDeadTemporaries removes the named temporaries in dir whose writers are gone.
+func removeDeadTemporaries(dir string) (removed []string, err error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), temporaryPrefix) || !e.Type().IsRegular() {
+			continue
+		}
+		path := filepath.Join(dir, e.Name())
+		dead, err := unlocked(path)
+		if err != nil || !dead {
+			continue
+		}
+		if err := os.Remove(path); err != nil {
+			return removed, err
+		}
+		removed = append(removed, e.Name())
+	}
+	return removed, nil
+}
+
+func unlocked(path string) (bool, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	return err == nil, nil
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	if err := d.Sync(); err != nil {
+		return fmt.Errorf("sync directory: %w", err)
+	}
+	return nil
+}
+
+// writeFileAtomic replaces a small file so that its old or its new content is there at every instant.
+func writeFileAtomic(path string, content []byte, mode os.FileMode) error {
+	dir := filepath.Dir(path)
+	p, err := createNamed(dir)
+	if err != nil {
+		return err
+	}
+	defer p.Discard()
+	if _, err := p.Write(content); err != nil {
+		return err
+	}
+	if err := p.Chmod(mode); err != nil {
+		return err
+	}
+	if err := p.Sync(); err != nil {
+		return err
+	}
+	if err := os.Rename(p.name, path); err != nil {
+		return err
+	}
+	return syncDir(dir)
+}

@@ -1,0 +1,194 @@
+package repo
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/google/uuid"
+)
+
+const (
+	markerName   = "rbd2qcow2.json"
+	markerFormat = 1
+	stateDir     = ".state"
+)
+
+// ErrNotRepository says that a directory has no marker and does not look like the Python tool's either.
+var ErrNotRepository = errors.New("not a repository")
+
+// marker is the content of the marker file.
+type marker struct {
+	Format     int    `json:"format"`
+	Repository string `json:"repository"` // UUID
+	Source
+}
+
+// Source is the pool that a repository is bound to by its first backup.
+type Source struct {
+	FSID      string `json:"fsid,omitempty"`
+	PoolID    int64  `json:"pool_id,omitempty"`
+	Pool      string `json:"pool,omitempty"`
+	Namespace string `json:"namespace,omitempty"`
+}
+
+// Repository is an open repository.
+type Repository struct {
+	Dir    string
+	marker marker
+}
+
+// Init makes a repository of a new or empty directory. A mount point's lost+found does not count.
+func Init(dir string) (*Repository, error) {
+	if err := os.MkdirAll(dir, 0o750); err != nil {
+		return nil, fmt.Errorf("make repository: %w", err)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("make repository: %w", err)
+	}
+	for _, e := range entries {
+		switch e.Name() {
+		case "lost+found":
+		case markerName:
+			return nil, fmt.Errorf("make repository: %s is one already", dir)
+		default:
+			return nil, fmt.Errorf("make repository: %s is not empty (it has %q)", dir, e.Name())
+		}
+	}
+	return create(dir)
+}
+
+func create(dir string) (*Repository, error) {
+	r := &Repository{Dir: dir, marker: marker{Format: markerFormat, Repository: uuid.NewString()}}
+	if err := r.writeMarker(); err != nil {
+		return nil, fmt.Errorf("make repository: %w", err)
+	}
+	return r, nil
+}
+
+// Open opens a repository. Nothing is written.
+func Open(dir string) (*Repository, error) {
+	b, err := os.ReadFile(filepath.Join(dir, markerName))
+	if errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Stat(dir); err != nil {
+			return nil, fmt.Errorf("open repository: %w", err)
+		}
+		return nil, fmt.Errorf("open repository %s: %w: it has no %s; is the right file system mounted? "+
+			"\"rbd2qcow2 init %s\" makes a repository", dir, ErrNotRepository, markerName, dir)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open repository: %w", err)
+	}
+	r := &Repository{Dir: dir}
+	if err := json.Unmarshal(b, &r.marker); err != nil {
+		return nil, fmt.Errorf("open repository %s: read %s: %w", dir, markerName, err)
+	}
+	if r.marker.Format != markerFormat {
+		return nil, fmt.Errorf("open repository %s: format %d, this program knows format %d",
+			dir, r.marker.Format, markerFormat)
+	}
+	if _, err := uuid.Parse(r.marker.Repository); err != nil {
+		return nil, fmt.Errorf("open repository %s: %s has no repository id: %w", dir, markerName, err)
+	}
+	return r, nil
+}
+
+// OpenOrAdopt opens a repository, and makes one of a directory that the Python tool has left.
+func OpenOrAdopt(dir string) (*Repository, error) {
+	r, err := Open(dir)
+	if !errors.Is(err, ErrNotRepository) {
+		return r, err
+	}
+	old, scanErr := hasForeignLayout(dir)
+	if scanErr != nil {
+		return nil, fmt.Errorf("open repository: %w", scanErr)
+	}
+	if !old {
+		return nil, err
+	}
+	return create(dir)
+}
+
+// hasForeignLayout looks for IMAGE/IMAGE@SECONDS.qcow2 beside IMAGE/empty.qcow2.
+func hasForeignLayout(dir string) (bool, error) {
+	empties, err := filepath.Glob(filepath.Join(globEscape(dir), "*", foreignBase))
+	if err != nil {
+		return false, err
+	}
+	for _, empty := range empties {
+		f := &Folder{Dir: filepath.Dir(empty), Name: filepath.Base(filepath.Dir(empty))}
+		names, err := f.pointNames()
+		if err != nil {
+			return false, err
+		}
+		if len(names) > 0 && names[0].Foreign() {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+func globEscape(path string) string {
+	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(path)
+}
+
+// ID is the repository's UUID.
+func (r *Repository) ID() string { return r.marker.Repository }
+
+// SnapshotPrefix begins the names of this repository's snapshots, and of no others.
+func (r *Repository) SnapshotPrefix() string {
+	return "rbd2qcow2." + strings.ReplaceAll(r.marker.Repository, "-", "")[:12] + "."
+}
+
+// SnapshotName is the name of the snapshot that a point is read from.
+func (r *Repository) SnapshotName(p PointName) string { return r.SnapshotPrefix() + string(p) }
+
+// Source is the pool that the repository is bound to; ok is false before its first backup.
+func (r *Repository) Source() (s Source, ok bool) { return r.marker.Source, r.marker.FSID != "" }
+
+// CheckSource refuses another pool than the one that the repository is bound to. A pool may be renamed, or be made
+// anew under its name: what its images are then is for their identities to tell.
+func (r *Repository) CheckSource(s Source) error {
+	bound, ok := r.Source()
+	samePool := bound.PoolID == s.PoolID || bound.Pool == s.Pool
+	if ok && (bound.FSID != s.FSID || bound.Namespace != s.Namespace || !samePool) {
+		return fmt.Errorf("repository %s belongs to %s, not to %s: use another directory", r.Dir, bound, s)
+	}
+	return nil
+}
+
+// Bind binds the repository to a pool, for good, or checks that it is bound to that one.
+func (r *Repository) Bind(s Source) error {
+	if err := r.CheckSource(s); err != nil {
+		return err
+	}
+	if bound, _ := r.Source(); bound == s {
+		return nil
+	}
+	r.marker.Source = s
+	if err := r.writeMarker(); err != nil {
+		return fmt.Errorf("bind repository to its pool: %w", err)
+	}
+	return nil
+}
+
+func (s Source) String() string {
+	spec := s.Pool
+	if s.Namespace != "" {
+		spec += "/" + s.Namespace
+	}
+	return fmt.Sprintf("pool %s (id %d) of cluster %s", spec, s.PoolID, s.FSID)
+}
+
+func (r *Repository) writeMarker() error {
+	b, err := json.MarshalIndent(&r.marker, "", "  ")
+	if err != nil {
+		return err
+	}
+	return writeFileAtomic(filepath.Join(r.Dir, markerName), append(b, '\n'), 0o640)
+}

@@ -1,0 +1,115 @@
+// Package status is the read model of a repository: what list and backup print of images and points, as JSON or as a
+// table, so that they cannot disagree. docs/json.md is the contract of the JSON form.
+package status
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/rbd2qcow2/rbd2qcow2/internal/repo"
+)
+
+// Image is one folder with its points, the oldest first.
+type Image struct {
+	Name   string  `json:"name"`
+	Folder string  `json:"folder"`
+	Points []Point `json:"points"`
+}
+
+// Point is one restore point.
+type Point struct {
+	Point        repo.PointName  `json:"point"`
+	Time         time.Time       `json:"time"`
+	File         string          `json:"file"` // relative to the repository
+	Kind         string          `json:"kind"` // full, incremental, unknown
+	Parent       *repo.PointName `json:"parent"`
+	VirtualSize  int64           `json:"virtual_size"`  // bytes
+	FileSize     int64           `json:"file_size"`     // bytes, apparent
+	DiskSize     int64           `json:"disk_size"`     // bytes, allocated
+	ChangedBytes int64           `json:"changed_bytes"` // as the cluster reported them
+	Snapshot     string          `json:"snapshot"`      // that the point was read from
+	State        repo.State      `json:"state"`
+	Error        string          `json:"error,omitempty"`
+	Method       string          `json:"method,omitempty"`
+	Reason       string          `json:"reason,omitempty"`
+	Compression  string          `json:"compression,omitempty"`
+	ClusterSize  int64           `json:"cluster_size,omitempty"`
+}
+
+// Describe gives the read model of one point.
+func Describe(p *repo.Point) Point {
+	s := Point{
+		Point:    p.Name,
+		Time:     p.Created().UTC(),
+		File:     p.Folder.Name + "/" + p.Folder.FileName(p.Name),
+		Kind:     p.Kind(),
+		FileSize: p.FileSize,
+		DiskSize: p.DiskSize,
+		State:    p.State,
+	}
+	if parent := p.Parent(); parent != "" {
+		s.Parent = &parent
+	}
+	if p.Err != nil {
+		s.Error = p.Err.Error()
+	}
+	if p.Header != nil {
+		s.VirtualSize, s.ClusterSize = p.Header.Size, p.Header.ClusterSize()
+	}
+	if id := p.Identity; id != nil {
+		s.VirtualSize = id.Image.Size
+		s.ChangedBytes = id.Changes.DiffBytes
+		s.Snapshot = id.Snapshot.Name
+		s.Method, s.Reason, s.Compression = id.Changes.Method, id.Changes.Reason, id.Compression
+	} else if p.Name.Foreign() {
+		s.Snapshot = string(p.Name)
+	}
+	return s
+}
+
+// Read describes the folders of a repository that hold points, or those of the images named.
+func Read(r *repo.Repository, names []string) ([]Image, error) {
+	folders, err := r.Folders()
+	if err != nil {
+		return nil, err
+	}
+	wanted := make(map[string]bool)
+	for _, n := range names {
+		wanted[n] = true
+	}
+	images := []Image{}
+	found := make(map[string]bool)
+	for _, f := range folders {
+		points, err := f.Points()
+		if err != nil {
+			return nil, err
+		}
+		image := Image{Name: imageName(f, points), Folder: f.Name, Points: []Point{}}
+		if len(points) == 0 || len(names) > 0 && !wanted[image.Name] && !wanted[f.Name] {
+			continue
+		}
+		found[image.Name], found[f.Name] = true, true
+		for _, p := range points {
+			image.Points = append(image.Points, Describe(p))
+		}
+		images = append(images, image)
+	}
+	var missing []error
+	for _, n := range names {
+		if !found[n] {
+			missing = append(missing, fmt.Errorf("image %q has no points in %s", n, r.Dir))
+		}
+	}
+	return images, errors.Join(missing...)
+}
+
+// imageName is the name that the image had at its newest point.
+func imageName(f *repo.Folder, points []*repo.Point) string {
+	for i := len(points) - 1; i >= 0; i-- {
+		if id := points[i].Identity; id != nil {
+			return id.Image.Name
+		}
+	}
+	return f.Name
+}

@@ -1,0 +1,79 @@
+package qcow2
+
+import (
+	"bytes"
+	"fmt"
+)
+
+// Chunk is a run of whole guest clusters on its way into a file, with the buffers for it. The one who fills Data
+// owns it; the same Chunk can be used again, also for files of other cluster sizes, once Append has returned.
+type Chunk struct {
+	// Offset is the guest offset of Data in bytes, a multiple of the cluster size.
+	Offset int64
+	// Data is the guest content: whole clusters, zeroes beyond the end of the disk.
+	Data []byte
+
+	clusters []encodedCluster
+	packed   []byte // the compressed clusters, one behind the other
+}
+
+type encodedCluster struct {
+	kind   Kind // Zero or Data
+	packed int  // length in Chunk.packed, 0 for a cluster that is stored as it is
+	digest Digest
+}
+
+// ChunkEncoder does what costs processor time for a Chunk: it finds zeroes, makes digests and compresses.
+// It is not safe for concurrent use: every goroutine has its own, for one file or several of the same codec.
+type ChunkEncoder struct {
+	codec Encoder // nil: no compression
+	zeros []byte
+}
+
+// NewChunkEncoder makes an encoder for files whose WriterOptions have the same codec; nil stores data as it is.
+func NewChunkEncoder(codec Codec) (*ChunkEncoder, error) {
+	e := &ChunkEncoder{zeros: make([]byte, MaxClusterSize)}
+	if codec == nil {
+		return e, nil
+	}
+	var err error
+	e.codec, err = codec.NewEncoder()
+	return e, err
+}
+
+// Encode prepares c for Writer.Append on a file with clusters of clusterSize bytes.
+func (e *ChunkEncoder) Encode(c *Chunk, clusterSize int64) error {
+	size := int(clusterSize)
+	if len(c.Data)%size != 0 || c.Offset%clusterSize != 0 {
+		return fmt.Errorf("encode chunk at %d: %d bytes are not whole clusters of %d", c.Offset, len(c.Data), size)
+	}
+	c.clusters = c.clusters[:0]
+	c.packed = c.packed[:0]
+	for at := 0; at < len(c.Data); at += size {
+		cluster, err := e.encodeCluster(c, c.Data[at:at+size])
+		if err != nil {
+			return fmt.Errorf("compress cluster at %d: %w", c.Offset+int64(at), err)
+		}
+		c.clusters = append(c.clusters, cluster)
+	}
+	return nil
+}
+
+func (e *ChunkEncoder) encodeCluster(c *Chunk, data []byte) (encodedCluster, error) {
+	if bytes.Equal(data, e.zeros[:len(data)]) {
+		return encodedCluster{kind: Zero}, nil
+	}
+	cluster := encodedCluster{kind: Data, digest: digestOf(data)}
+	if e.codec == nil {
+		return cluster, nil
+	}
+	if cap(c.packed) < len(c.Data) {
+		c.packed = append(make([]byte, 0, len(c.Data)), c.packed...)
+	}
+	// One byte less than a cluster: data that does not shrink is stored as it is.
+	room := c.packed[len(c.packed) : len(c.packed)+len(data)-1]
+	n, err := e.codec.Encode(room, data)
+	c.packed = c.packed[:len(c.packed)+n]
+	cluster.packed = n
+	return cluster, err
+}

@@ -1,0 +1,149 @@
+package qcow2
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"io"
+)
+
+// Finish completes the file: tables, identity and digests, and last of all, between two syncs, the sector with the
+// header. identity is kept as it is, to be found by Image.Identity. The Writer is of no use afterwards.
+func (w *Writer) Finish(identity []byte) error {
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	if err := w.writeTables(); err != nil {
+		return fmt.Errorf("write tables: %w", err)
+	}
+	if err := w.writeTrailer(identity); err != nil {
+		return fmt.Errorf("write identity and digests: %w", err)
+	}
+	if _, err := w.f.WriteAt([]byte(w.o.BackingFile), backingNameHome); err != nil {
+		return fmt.Errorf("write backing file name: %w", err)
+	}
+	if err := w.f.Sync(); err != nil {
+		return fmt.Errorf("sync data and tables: %w", err)
+	}
+	if _, err := w.f.WriteAt(w.header.encodeSector(), 0); err != nil {
+		return fmt.Errorf("write header: %w", err)
+	}
+	if err := w.f.Sync(); err != nil {
+		return fmt.Errorf("sync header: %w", err)
+	}
+	return w.Close()
+}
+
+// Flush writes the last L2 table, so that Stats knows all of the data; nothing may be appended afterwards.
+func (w *Writer) Flush() error {
+	if err := w.finishTable(); err != nil {
+		return err
+	}
+	w.l2Index = -1
+	return w.writeCompleteBlocks()
+}
+
+// writeTables places the L1 table, the refcount table and the refcount blocks that are left.
+func (w *Writer) writeTables() error {
+	size := w.o.ClusterSize
+	if len(w.l1) > 0 {
+		off := w.alloc.clusters((int64(len(w.l1))*8 + size - 1) / size)
+		if err := writeSparse(w.f, bigEndian(w.l1), off); err != nil {
+			return err
+		}
+		w.header.L1Offset = off
+	}
+	off, clusters, blocks := w.alloc.reserveTable()
+	if clusters*size > maxRefTableBytes {
+		return fmt.Errorf("refcount table of %d clusters: the file is too large for clusters of %d bytes", clusters, size)
+	}
+	w.header.RefTableOffset, w.header.RefTableClusters = off, uint32(clusters)
+	for i, b := range blocks {
+		at := off + (clusters+int64(i))*size
+		if err := writeSparse(w.f, w.alloc.take(b, at), at); err != nil {
+			return err
+		}
+	}
+	table := make([]uint64, len(w.alloc.table))
+	for i, at := range w.alloc.table {
+		table[i] = uint64(at)
+	}
+	return writeSparse(w.f, bigEndian(table), off)
+}
+
+// writeTrailer puts identity, digest directory and digest blocks behind the last cluster with a refcount.
+// The identity comes first: it is the first thing that an allocating write through QEMU destroys.
+func (w *Writer) writeTrailer(identity []byte) error {
+	r := &Record{
+		Digests:         XXH3,
+		IdentityOffset:  w.alloc.next << w.header.ClusterBits,
+		IdentityLength:  int64(len(identity)),
+		IdentitySHA256:  sha256.Sum256(identity),
+		DirectoryLength: int64(len(w.directory)) * directoryEntrySize,
+	}
+	r.DirectoryOffset = (r.IdentityOffset + r.IdentityLength + 7) / 8 * 8
+	first := r.DirectoryOffset + r.DirectoryLength
+	r.FileLength = first + w.spool.length
+
+	// Exactly this length, however much of it stays a hole.
+	if err := w.f.Truncate(r.FileLength); err != nil {
+		return err
+	}
+	if _, err := w.f.WriteAt(identity, r.IdentityOffset); err != nil {
+		return err
+	}
+	hash := sha256.New()
+	out := bufio.NewWriterSize(io.NewOffsetWriter(w.f, r.DirectoryOffset), 256<<10)
+	for _, d := range w.directory {
+		d.offset += first
+		entry := d.append(nil)
+		hash.Write(entry)
+		if _, err := out.Write(entry); err != nil {
+			return err
+		}
+	}
+	if err := w.spool.copyTo(out); err != nil {
+		return err
+	}
+	if err := out.Flush(); err != nil {
+		return err
+	}
+	hash.Sum(r.DirectorySHA256[:0])
+	w.header.Record = r
+	w.stats.FileBytes = r.FileLength
+	return nil
+}
+
+func bigEndian(entries []uint64) []byte {
+	b := make([]byte, 0, len(entries)*8)
+	for _, e := range entries {
+		b = binary.BigEndian.AppendUint64(b, e)
+	}
+	return b
+}
+
+// writeSparse writes b at off but for its all-zero pages, which stay holes of a file that only grows.
+func writeSparse(f io.WriterAt, b []byte, off int64) error {
+	const page = 4096
+	var zeros [page]byte
+	for len(b) > 0 {
+		n := 0 // bytes to write before the next zero page
+		for n < len(b) {
+			end := min(n+page, len(b))
+			if bytes.Equal(b[n:end], zeros[:end-n]) {
+				break
+			}
+			n = end
+		}
+		if n > 0 {
+			if _, err := f.WriteAt(b[:n], off); err != nil {
+				return err
+			}
+		}
+		n = min(n+page, len(b)) // and the zero page behind them
+		b, off = b[n:], off+int64(n)
+	}
+	return nil
+}

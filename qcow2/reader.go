@@ -1,0 +1,126 @@
+package qcow2
+
+import (
+	"fmt"
+	"io"
+)
+
+// ReadAt reads what a guest would, through the whole chain. Clusters that no file holds, and what lies behind the
+// end of a smaller backing file, read as zeroes. Errors are *CorruptError or those of the files' readers, and
+// io.EOF at the end of the disk; the bytes before an error are good.
+func (im *Image) ReadAt(p []byte, off int64) (int, error) {
+	if off < 0 {
+		return 0, fmt.Errorf("read image: negative offset %d", off)
+	}
+	n := max(0, min(int64(len(p)), im.Size()-off))
+	done, err := im.read(p[:n], off)
+	if err == nil && done < len(p) {
+		err = io.EOF
+	}
+	return done, err
+}
+
+// read fills p from off; all of it is inside the disk.
+func (im *Image) read(p []byte, off int64) (done int, err error) {
+	for done < len(p) {
+		n, err := im.readRun(p[done:], off+int64(done))
+		done += n
+		if err != nil {
+			return done, err
+		}
+	}
+	return done, nil
+}
+
+// readRun reads the first run of p.
+func (im *Image) readRun(p []byte, off int64) (int, error) {
+	r, err := im.lookup(off, int64(len(p)), contiguous)
+	if err != nil {
+		return 0, err
+	}
+	p = p[:r.length]
+	switch {
+	case r.kind == Zero:
+		clear(p)
+	case r.kind == Unallocated:
+		return im.readBacking(p, off)
+	case r.compressed:
+		err = im.readCompressed(p, r.mapping, off)
+	default:
+		if err = im.readHost(p, r.host); err != nil {
+			err = fmt.Errorf("read %d bytes at offset %d of the disk: %w", len(p), off, err)
+		}
+	}
+	if err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+func (im *Image) readBacking(p []byte, off int64) (int, error) {
+	n := int64(0)
+	if im.backing != nil {
+		n = max(0, min(int64(len(p)), im.backing.Size()-off))
+		if done, err := im.backing.read(p[:n], off); err != nil {
+			return done, err
+		}
+	}
+	clear(p[n:])
+	return len(p), nil
+}
+
+// readCompressed reads the part of a compressed cluster that starts at off. A whole cluster goes straight to the
+// caller; of parts there may come more, so that the cluster is kept.
+func (im *Image) readCompressed(p []byte, m mapping, off int64) error {
+	size := im.header.ClusterSize()
+	inside := off % size
+	if int64(len(p)) == size {
+		return im.inflate(p, m, off)
+	}
+	b, err := im.shared.clusters.get(clusterKey{im, m.entry}, size, func() ([]byte, error) {
+		b := make([]byte, size)
+		return b, im.inflate(b, m, off-inside)
+	})
+	if err != nil {
+		return err
+	}
+	copy(p, b[inside:])
+	return nil
+}
+
+// inflate decompresses the cluster at the guest offset into dst.
+func (im *Image) inflate(dst []byte, m mapping, guest int64) error {
+	d, err := im.inflater()
+	if err != nil {
+		return err
+	}
+	defer im.release(d)
+	if int64(cap(d.src)) < m.span {
+		d.src = make([]byte, max(m.span, im.header.ClusterSize()))
+	}
+	src := d.src[:m.span]
+	if err := im.readHost(src, m.host); err != nil {
+		return fmt.Errorf("read compressed cluster at offset %d of the disk: %w", guest, err)
+	}
+	if err := d.Decode(dst, src); err != nil {
+		return corrupt("compressed cluster", guest, "%v", err)
+	}
+	return nil
+}
+
+func (im *Image) inflater() (*inflater, error) {
+	select {
+	case d := <-im.idle:
+		return d, nil
+	default:
+	}
+	d, err := im.codec.NewDecoder()
+	return &inflater{Decoder: d}, err
+}
+
+func (im *Image) release(d *inflater) {
+	select {
+	case im.idle <- d:
+	default: // as many are kept as can work at a time
+	}
+}

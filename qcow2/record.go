@@ -1,0 +1,104 @@
+package qcow2
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"io"
+
+	"github.com/zeebo/xxh3"
+)
+
+// DigestAlgorithm names the digest that a file carries of each stored guest cluster.
+type DigestAlgorithm uint8
+
+// The digest algorithms.
+const (
+	NoDigest DigestAlgorithm = 0
+	XXH3     DigestAlgorithm = 1 // XXH3-128, canonical (big-endian) form
+)
+
+const (
+	recordMagic   = "RBD2QCOW"
+	recordVersion = 1
+	recordLength  = 128
+)
+
+// Record is the content of our header extension: where in the file the identity and the digest directory lie, and
+// their hashes. QEMU ignores it and keeps it when it rewrites a header. Both areas lie behind the last cluster with
+// a refcount, where no check complains and the first write of a guest that allocates a cluster destroys them.
+type Record struct {
+	Digests         DigestAlgorithm
+	IdentityOffset  int64
+	IdentityLength  int64
+	IdentitySHA256  [sha256.Size]byte
+	DirectoryOffset int64
+	DirectoryLength int64
+	DirectorySHA256 [sha256.Size]byte
+	FileLength      int64 // length of the whole file
+}
+
+func (r *Record) encode() []byte {
+	b := make([]byte, 0, recordLength)
+	be := binary.BigEndian
+	b = append(b, recordMagic...)
+	b = be.AppendUint16(b, recordVersion)
+	b = append(b, byte(r.Digests), 0, 0, 0, 0, 0)
+	b = be.AppendUint64(b, uint64(r.IdentityOffset))
+	b = be.AppendUint64(b, uint64(r.IdentityLength))
+	b = append(b, r.IdentitySHA256[:]...)
+	b = be.AppendUint64(b, uint64(r.DirectoryOffset))
+	b = be.AppendUint64(b, uint64(r.DirectoryLength))
+	b = append(b, r.DirectorySHA256[:]...)
+	b = be.AppendUint64(b, uint64(r.FileLength))
+	return be.AppendUint64(b, xxh3.Hash(b))
+}
+
+// decodeRecord is the inverse of encode. A later version may be longer, but keeps the first recordLength bytes'
+// checksum, so that damage and age are told apart.
+func decodeRecord(b []byte) (*Record, error) {
+	be := binary.BigEndian
+	if len(b) < recordLength || string(b[:8]) != recordMagic {
+		return nil, corrupt("record", 0, "wrong magic or length %d", len(b))
+	}
+	if be.Uint64(b[120:]) != xxh3.Hash(b[:120]) {
+		return nil, corrupt("record", 0, "wrong checksum")
+	}
+	if v := be.Uint16(b[8:]); v != recordVersion {
+		return nil, &UnsupportedError{fmt.Sprintf("record of version %d", v)}
+	}
+	if len(b) != recordLength {
+		return nil, corrupt("record", 0, "%d bytes instead of %d", len(b), recordLength)
+	}
+	r := &Record{
+		Digests:         DigestAlgorithm(b[10]),
+		IdentityOffset:  int64(be.Uint64(b[16:])),
+		IdentityLength:  int64(be.Uint64(b[24:])),
+		DirectoryOffset: int64(be.Uint64(b[64:])),
+		DirectoryLength: int64(be.Uint64(b[72:])),
+		FileLength:      int64(be.Uint64(b[112:])),
+	}
+	copy(r.IdentitySHA256[:], b[32:])
+	copy(r.DirectorySHA256[:], b[80:])
+	return r, nil
+}
+
+// maxIdentity bounds the identity that is read into memory, in bytes: image metadata may make it large.
+const maxIdentity = 16 << 20
+
+// ReadIdentity gives the bytes that Writer.Finish was given, from a file of fileLength bytes, after comparing them
+// with their hash. The error is a *CorruptError where they are not what they were, or not there.
+func (r *Record) ReadIdentity(f io.ReaderAt, fileLength int64) ([]byte, error) {
+	if r.IdentityLength < 0 || r.IdentityLength > maxIdentity ||
+		r.IdentityOffset < 0 || r.IdentityOffset > fileLength-r.IdentityLength {
+		return nil, corrupt("identity", r.IdentityOffset, "%d bytes: too many, or beyond the end", r.IdentityLength)
+	}
+	b := make([]byte, r.IdentityLength)
+	if _, err := io.ReadFull(io.NewSectionReader(f, r.IdentityOffset, r.IdentityLength), b); err != nil {
+		return nil, fmt.Errorf("read identity: %w", err)
+	}
+	if sha256.Sum256(b) != r.IdentitySHA256 {
+		return nil, corrupt("identity", r.IdentityOffset, "wrong SHA-256")
+	}
+	return b, nil
+}

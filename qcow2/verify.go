@@ -1,0 +1,217 @@
+package qcow2
+
+import (
+	"bufio"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+)
+
+// verifyBuffer is how much data is read at a time to compare it with its digests, in bytes; a cluster where that is more.
+const verifyBuffer = 1 << 20
+
+// ErrNoRecord says that a file carries no Record: another program made it.
+var ErrNoRecord = errors.New("no record in the header: made by another program")
+
+// ErrNoDigests says that a file was written without digests.
+var ErrNoDigests = errors.New("no digests in the file")
+
+// record gives the file's record, or why there is none.
+func (im *Image) record() (*Record, error) {
+	h := im.header
+	switch {
+	case h.RecordError != nil:
+		return nil, h.RecordError
+	case h.Record == nil:
+		return nil, ErrNoRecord
+	}
+	return h.Record, nil
+}
+
+// area gives a part of the file that the record names.
+func (im *Image) area(structure string, off, n int64) (*io.SectionReader, error) {
+	if off < 0 || n < 0 || n > im.fileLength || off > im.fileLength-n {
+		return nil, corrupt(structure, off, "%d bytes: not inside the file of %d bytes", n, im.fileLength)
+	}
+	return io.NewSectionReader(im.r, off, n), nil
+}
+
+// Identity gives the bytes that Writer.Finish was given, after comparing them with their hash in the record.
+// Errors are ErrNoRecord, Header.RecordError, *CorruptError or those of the file's reader.
+func (im *Image) Identity() ([]byte, error) {
+	r, err := im.record()
+	if err != nil {
+		return nil, err
+	}
+	return r.ReadIdentity(im.r, im.fileLength)
+}
+
+// VerifyDigests compares this file, not those below it, with its digests: the length of the file, the directory,
+// the digest blocks, which clusters each L2 table holds, and the content of each of them. It stops at the first
+// difference, which is a *CorruptError with the guest offset; other errors are ErrNoRecord, ErrNoDigests,
+// Header.RecordError, *UnsupportedError, ctx's, or those of the file's reader.
+func (im *Image) VerifyDigests(ctx context.Context) error {
+	r, err := im.record()
+	if err != nil {
+		return err
+	}
+	switch {
+	case r.Digests == NoDigest:
+		return ErrNoDigests
+	case r.Digests != XXH3:
+		return &UnsupportedError{fmt.Sprintf("digest algorithm %d", r.Digests)}
+	case r.FileLength != im.fileLength:
+		return corrupt("file", im.fileLength, "ends here instead of at %d", r.FileLength)
+	}
+	if err := im.verifyDirectory(ctx, r); err != nil {
+		return err
+	}
+	in, err := im.area("digest directory", r.DirectoryOffset, r.DirectoryLength)
+	if err != nil {
+		return err
+	}
+	return im.verifyTables(ctx, bufio.NewReader(in), r.DirectoryLength/directoryEntrySize)
+}
+
+// verifyDirectory compares the directory with its hash, before anything in it is used.
+func (im *Image) verifyDirectory(ctx context.Context, r *Record) error {
+	in, err := im.area("digest directory", r.DirectoryOffset, r.DirectoryLength)
+	if err != nil {
+		return err
+	}
+	if r.DirectoryLength%directoryEntrySize != 0 {
+		return corrupt("digest directory", r.DirectoryOffset, "%d bytes: not whole entries", r.DirectoryLength)
+	}
+	hash := sha256.New()
+	for {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		_, err := io.CopyN(hash, in, verifyBuffer)
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return fmt.Errorf("read digest directory: %w", err)
+		}
+	}
+	if [sha256.Size]byte(hash.Sum(nil)) != r.DirectorySHA256 {
+		return corrupt("digest directory", r.DirectoryOffset, "wrong SHA-256")
+	}
+	return nil
+}
+
+// verifyTables walks the L1 table and the n entries of the directory side by side.
+func (im *Image) verifyTables(ctx context.Context, directory io.Reader, n int64) error {
+	buf := make([]byte, min(max(verifyBuffer, im.header.ClusterSize()), im.header.l2Span()))
+	tables := im.walkTables()
+	for ; n > 0; n-- {
+		var b [directoryEntrySize]byte
+		if _, err := io.ReadFull(directory, b[:]); err != nil {
+			return fmt.Errorf("read digest directory: %w", err)
+		}
+		d := decodeDirectoryEntry(b[:])
+		index, table, err := tables.next(ctx)
+		if err != nil {
+			return err
+		}
+		guest := min(index, int64(d.l1Index)) * im.header.l2Span()
+		switch {
+		case index < int64(d.l1Index):
+			return corrupt("L2 table", guest, "it has no digests")
+		case index > int64(d.l1Index):
+			return corrupt("L2 table", guest, "it has digests but is not there")
+		}
+		if err := im.verifyTable(ctx, &d, table, buf); err != nil {
+			return err
+		}
+	}
+	index, _, err := tables.next(ctx)
+	if err == nil && index < int64(im.header.L1Size) {
+		return corrupt("L2 table", index*im.header.l2Span(), "it has no digests")
+	}
+	return err
+}
+
+// verifyTable verifies one L2 table and the data it maps, by way of buf. It depends on no other table.
+func (im *Image) verifyTable(ctx context.Context, d *directoryEntry, table int64, buf []byte) error {
+	guest := int64(d.l1Index) * im.header.l2Span()
+	if int64(d.count) > im.header.l2Entries() {
+		return corrupt("digest block", guest, "%d digests: more than a table has entries", d.count)
+	}
+	in, err := im.area("digest block", d.offset, d.blockLength())
+	if err != nil {
+		return err
+	}
+	block := make([]byte, d.blockLength())
+	if _, err := io.ReadFull(in, block); err != nil {
+		return fmt.Errorf("read digest block: %w", err)
+	}
+	if digestOf(block) != d.hash {
+		return corrupt("digest block", guest, "wrong hash")
+	}
+	kinds, count, err := im.tableKinds(table, guest)
+	if err != nil {
+		return err
+	}
+	if digestOf(kinds) != Digest(block[:DigestSize]) || count != int(d.count) {
+		return corrupt("L2 table", guest, "up to %d: other clusters are stored than were", guest+im.header.l2Span())
+	}
+	return im.verifyData(ctx, kinds, guest, block[DigestSize:], buf)
+}
+
+// tableKinds gives one Kind per entry of an L2 table, and how many of them are Data.
+func (im *Image) tableKinds(table, guest int64) (kinds []byte, count int, err error) {
+	kinds = make([]byte, 0, im.header.l2Entries())
+	err = im.walkEntries(table, guest, func(m mapping) error {
+		kinds = append(kinds, byte(m.kind))
+		if m.kind == Data {
+			count++
+		}
+		return nil
+	})
+	return kinds, count, err
+}
+
+// verifyData compares the Data clusters of a table with their digests, as many at a time as buf takes.
+func (im *Image) verifyData(ctx context.Context, kinds []byte, guest int64, digests, buf []byte) error {
+	size := im.header.ClusterSize()
+	for i := 0; i < len(kinds); {
+		n := 0
+		for i+n < len(kinds) && kinds[i+n] == byte(Data) && int64(n+1)*size <= int64(len(buf)) {
+			n++
+		}
+		if n == 0 {
+			i++
+			continue
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := im.verifyClusters(buf[:int64(n)*size], guest+int64(i)*size, digests); err != nil {
+			return err
+		}
+		digests = digests[n*DigestSize:]
+		i += n
+	}
+	return nil
+}
+
+// verifyClusters reads the clusters from the guest offset that fill buf and compares them with the first digests.
+func (im *Image) verifyClusters(buf []byte, guest int64, digests []byte) error {
+	size := im.header.ClusterSize()
+	inside := max(0, min(int64(len(buf)), im.Size()-guest)) // the rest lies behind the end of the disk
+	clear(buf[inside:])
+	if _, err := im.read(buf[:inside], guest); err != nil {
+		return err
+	}
+	for i := int64(0); i < int64(len(buf)); i += size {
+		if digestOf(buf[i:i+size]) != Digest(digests[:DigestSize]) {
+			return corrupt("cluster", guest+i, "%d bytes: other content than was stored", size)
+		}
+		digests = digests[DigestSize:]
+	}
+	return nil
+}
