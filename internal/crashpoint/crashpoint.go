@@ -4,12 +4,18 @@ package crashpoint
 
 // The steps, in the order of a backup.
 const (
+	MarkerWritten   = "marker-written"   // new content of the marker file on disk, under a temporary name
+	MarkerBound     = "marker-bound"     // repository bound to its pool
+	FolderMade      = "folder-made"      // folder of the image made, its name is not on disk
 	Locked          = "locked"           // lock of the folder taken
+	ClientRecorded  = "client-recorded"  // the lock says by which client the cluster will be asked for a snapshot
 	SnapshotMade    = "snapshot-made"    // the cluster has the new snapshot, the repository knows nothing of it
 	Diffed          = "diffed"           // changes known
 	FirstData       = "first-data"       // first bytes of the temporary file
 	Data            = "data"             // all data written
 	Tables          = "tables"           // last L2 table written, nothing else of the tables
+	DataSynced      = "data-synced"      // all but the header is on disk
+	HeaderWritten   = "header-written"   // header written
 	Synced          = "synced"           // file complete and on disk, without a name
 	Linked          = "linked"           // file has its name, the directory is not on disk
 	DirectorySynced = "directory-synced" // the point exists
@@ -19,6 +25,7 @@ const (
 // Steps are all steps.
 func Steps() []string {
 	return []string{
-		Locked, SnapshotMade, Diffed, FirstData, Data, Tables, Synced, Linked, DirectorySynced, SnapshotRemoved,
+		MarkerWritten, MarkerBound, FolderMade, Locked, ClientRecorded, SnapshotMade, Diffed, FirstData, Data, Tables,
+		DataSynced, HeaderWritten, Synced, Linked, DirectorySynced, SnapshotRemoved,
 	}
 }

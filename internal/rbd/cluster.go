@@ -127,20 +127,17 @@ func (c *Cluster) snapshotConn(ctx context.Context) (*conn, error) {
 // for a bounded time; then the error matches ErrAbandoned. Images are to be
 // closed before.
 func (c *Cluster) Close() error {
-	var errs []error
-	c.mu.Lock()
-	pools := c.pools
-	c.pools = nil
-	c.mu.Unlock()
-	for _, p := range pools {
-		errs = append(errs, p.handle.close())
-	}
 	c.snapshotsLock <- struct{}{}
 	defer func() { <-c.snapshotsLock }()
 	c.closed = true
-	if c.snapshots != nil {
-		errs = append(errs, c.snapshots.close())
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	handles := []*handle{c.reader.handle}
+	for _, p := range c.pools {
+		handles = append(handles, p.handle)
 	}
-	errs = append(errs, c.reader.close())
-	return fail("close connection", "", errors.Join(errs...))
+	if c.snapshots != nil {
+		handles = append(handles, c.snapshots.handle)
+	}
+	return fail("close connection", "", closeAll(handles...))
 }

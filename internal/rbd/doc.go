@@ -33,8 +33,8 @@
 //
 // Image metadata of the form conf_<option> overrides librbd's options for every
 // client that opens the image. Time-outs are safe from it: rados_* and client_*
-// options belong to the connection, and librbd applies a key only to the
-// options of its own image layer. Dead locks are broken by a plain lock
+// options belong to the connection, and librbd refuses such a key for anything
+// but the options of its own image layer. Dead locks are broken by a plain lock
 // operation and not through librbd (see [Pool.BreakDeadLock]), so that no
 // metadata can turn that into a blocklisting.
 package rbd

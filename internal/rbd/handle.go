@@ -2,9 +2,14 @@ package rbd
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 )
+
+// closeGrace is how long Close waits for calls that still run: seconds, so that
+// an interrupted program ends soon, even if the cluster is down.
+const closeGrace = 5 * time.Second
 
 // handle counts the users of one C object: its owner, the C calls running on
 // it, and the handles of objects made from it. The object is freed when the
@@ -55,25 +60,31 @@ func (h *handle) release() {
 	}
 }
 
-// close gives up the owner's reference and waits until the object is freed, at
-// most as long as one call may last. A second close does nothing.
-func (h *handle) close() error {
-	h.mu.Lock()
-	first := !h.closed
-	h.closed = true
-	h.mu.Unlock()
-	if !first {
-		return nil
+// closeAll gives up the owner's reference of each handle and waits until the
+// objects are freed, in all at most closeGrace. A second close does nothing.
+func closeAll(handles ...*handle) error {
+	var closing []*handle
+	for _, h := range handles {
+		h.mu.Lock()
+		if !h.closed {
+			h.closed = true
+			closing = append(closing, h)
+			go h.release()
+		}
+		h.mu.Unlock()
 	}
-	go h.release()
-	timer := time.NewTimer(h.watchdog)
+	timer := time.NewTimer(closeGrace)
 	defer timer.Stop()
-	select {
-	case <-h.freed:
-		return h.freeErr
-	case <-timer.C:
-		return ErrAbandoned
+	var errs []error
+	for _, h := range closing {
+		select {
+		case <-h.freed:
+			errs = append(errs, h.freeErr)
+		case <-timer.C:
+			return errors.Join(append(errs, ErrAbandoned)...)
+		}
 	}
+	return errors.Join(errs...)
 }
 
 // call runs f, which blocks in C, and returns its result, or an error matching

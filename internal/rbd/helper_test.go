@@ -5,6 +5,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ceph/go-ceph/rados"
+
 	"github.com/rbd2qcow2/rbd2qcow2/internal/cephtest"
 )
 
@@ -46,4 +48,24 @@ func openAt(ctx context.Context, t *testing.T, p *Pool, id, snapshot string) *Im
 		}
 	})
 	return img
+}
+
+// adminContext returns an I/O context of the administrator for what the rbd
+// program can't do, or does slowly.
+func adminContext(ctx context.Context, t *testing.T, tp *cephtest.Pool) *rados.IOContext {
+	t.Helper()
+	c, err := Connect(ctx, Config{ConfFile: tp.Conf})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := c.Pool(ctx, tp.Name, tp.Namespace)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return p.ioctx
 }

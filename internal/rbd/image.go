@@ -120,4 +120,4 @@ func (i *Image) checkRange(off, length int64) error {
 // Close closes the image when no call uses it any more (rbd_close). It waits
 // for a bounded time only; then the error matches ErrAbandoned and the image
 // is closed as soon as that is possible. Closing twice does nothing.
-func (i *Image) Close() error { return fail("close image", i.spec, i.handle.close()) }
+func (i *Image) Close() error { return fail("close image", i.spec, closeAll(i.handle)) }

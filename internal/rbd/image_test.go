@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 
+	librbd "github.com/ceph/go-ceph/rbd"
+
 	"github.com/rbd2qcow2/rbd2qcow2/internal/cephtest"
 )
 
@@ -23,11 +25,12 @@ func TestImages(t *testing.T) {
 			if p.Name() != tp.Name || p.Namespace() != tp.Namespace || p.ID() <= 0 {
 				t.Errorf("pool %d %v", p.ID(), p)
 			}
-			// Given by options, because in POOL/IMAGE some of these would be taken apart.
-			var want []string
-			for _, name := range []string{"vm1", ".hidden", "with space", "new\nline", "a/b", "a@b", "..", "ümläut", strings.Repeat("x", 95)} {
-				tp.RBD(t, "create", "--size", "1M", "--pool", tp.Name, "--namespace", tp.Namespace, "--image", name)
-				want = append(want, name)
+			admin := adminContext(ctx, t, tp)
+			want := []string{"vm1", ".hidden", "with space", "new\nline", "a/b", "a@b", "..", "ümläut", strings.Repeat("x", 95)}
+			for _, name := range want {
+				if _, err := librbd.Create(admin, name, 1<<20, 22); err != nil {
+					t.Fatal(err)
+				}
 			}
 			refs, err := p.ListImages(ctx)
 			if err != nil {
@@ -189,6 +192,11 @@ func TestMetadata(t *testing.T) {
 	tp := cephtest.Require(t).Pool(t)
 	ctx, p := connectAs(t, tp)
 	tp.CreateImage(t, "vm", 1<<20)
+	writable, err := librbd.OpenImage(adminContext(ctx, t, tp), "vm", librbd.NoSnapshot)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer writable.Close()
 	want := map[string]string{"empty": "", "lines": "a\nb", "conf_rbd_cache": "true"}
 	for i := range 5 {
 		want[fmt.Sprintf("big %d", i)] = strings.Repeat("x", 64_000) // more than go-ceph's limit
@@ -197,7 +205,9 @@ func TestMetadata(t *testing.T) {
 		want[fmt.Sprintf("key%02d", i)] = fmt.Sprint(i) // more than a page
 	}
 	for key, value := range want {
-		tp.SetMetadata(t, "vm", key, value)
+		if err := writable.SetMetadata(key, value); err != nil {
+			t.Fatal(err)
+		}
 	}
 	img, err := p.Open(ctx, "vm")
 	if err != nil {

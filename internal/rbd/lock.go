@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"strconv"
 	"strings"
 	"syscall"
@@ -24,7 +23,7 @@ const watchPoll = 500 * time.Millisecond
 // LockedError tells who holds the lock that a snapshot needs and does not give
 // it. It matches ErrLocked.
 type LockedError struct {
-	Image   string // as the rbd tool takes it
+	Image   string // as the rbd tool takes it, or by id where the name is unknown
 	Client  string // "client.4242"; empty if the lock was gone when asked
 	Address string // "127.0.0.1:0/1234"
 	Cookie  string // "auto 94012"
@@ -36,7 +35,7 @@ func (e *LockedError) Error() string {
 	if e.Client == "" {
 		return fmt.Sprintf("%v: its lock was not given up (see: rbd lock ls %s)", ErrLocked, e.Image)
 	}
-	return fmt.Sprintf("%v by %s at %s, which does not answer (if it is dead: rbd lock rm %s %s %s)", ErrLocked,
+	return fmt.Sprintf("%v by %s at %s, which does not give it up (if it is dead: rbd lock rm %s %s %s)", ErrLocked,
 		e.Client, e.Address, shellQuote(e.Image), shellQuote(e.Cookie), e.Client)
 }
 
@@ -46,19 +45,24 @@ func (e *LockedError) Unwrap() []error { return []error{ErrLocked, e.Err} }
 // locker is the owner of a lock.
 type locker struct{ client, cookie, address string }
 
+func (l *locker) error(image string, cause error) error {
+	return &LockedError{Image: image, Client: l.client, Address: l.address, Cookie: l.cookie, Err: cause}
+}
+
 // lockedError describes the lock; it blocks in C. What can't be found stays empty.
 func (p *Pool) lockedError(ioctx *rados.IOContext, imageID string, cause error) error {
-	e := &LockedError{Image: p.Spec("id:" + imageID), Err: cause}
+	image := p.idSpec(imageID, "")
 	_ = withNative(ioctx, imageID, "", func(n native) error {
 		if name, err := n.name(); err == nil && name != "" {
-			e.Image = p.Spec(name)
+			image = p.Spec(name)
 		}
 		return nil
 	})
-	if owner, err := lockOwner(ioctx, imageID); err == nil && owner != nil {
-		e.Client, e.Address, e.Cookie = owner.client, owner.address, owner.cookie
+	owner, err := lockOwner(ioctx, imageID)
+	if err != nil || owner == nil {
+		owner = &locker{}
 	}
-	return e
+	return owner.error(image, cause)
 }
 
 // lockOwner implements: ssize_t rados_list_lockers(…) for the exclusive lock;
@@ -104,15 +108,13 @@ func (p *Pool) BreakDeadLock(ctx context.Context, imageID string, ours func(clie
 		}
 		if !alive {
 			err := do(ctx, p.handle, func() error { return breakLock(p.ioctx, imageID, owner) })
-			p.cluster.cfg.Logger.Debug("broke lock of a dead client", slog.String("image", object),
-				slog.String("client", owner.client), slog.Any("error", err))
+			p.cluster.cfg.Logger.Debug("broke lock of a dead client", "image", object, "client", owner.client, "error", err)
 			return err == nil, fail("break lock of", object, err)
 		}
 		select {
 		case <-time.After(watchPoll):
 		case <-ctx.Done():
-			return false, fail("break lock of", object, &LockedError{Image: p.Spec("id:" + imageID), Client: owner.client,
-				Address: owner.address, Cookie: owner.cookie, Err: context.Cause(ctx)})
+			return false, fail("break lock of", object, owner.error(object, context.Cause(ctx)))
 		}
 	}
 }

@@ -51,7 +51,7 @@ func (c *Cluster) Pool(ctx context.Context, pool, namespace string) (*Pool, erro
 	p := &Pool{cluster: c, handle: h, ioctx: ioctx, id: ioctx.GetPoolID(), name: pool, namespace: namespace}
 	if namespace != "" {
 		if err := p.checkNamespace(ctx); err != nil {
-			return nil, errors.Join(err, h.close())
+			return nil, errors.Join(err, closeAll(h))
 		}
 		ioctx.SetNamespace(namespace)
 	}

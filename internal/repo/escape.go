@@ -6,8 +6,9 @@ import (
 	"strings"
 )
 
-// maxFolderName leaves room in a file name of 255 bytes for "@YYYYMMDDTHHMMSSZ.qcow2".
-const maxFolderName = 255 - len("@20060102T150405Z.qcow2")
+// maxFolderName leaves room in a file name of 255 bytes for "@YYYYMMDDTHHMMSSZ.qcow2", and for "~" and an image id
+// where two images want one folder.
+const maxFolderName = 200
 
 // Escape turns an image name, which may hold any byte, into the name of a folder: every byte that is not a letter,
 // a digit or one of "._-" becomes %XX, so does a leading "." or "-". A name too long for a file is cut and ends in

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/rbd2qcow2/rbd2qcow2/internal/crashpoint"
 	"github.com/rbd2qcow2/rbd2qcow2/qcow2"
 )
 
@@ -56,10 +57,18 @@ func (f *Folder) Create() error {
 	if _, err := os.Stat(state); err == nil {
 		return nil
 	}
+	if err := os.MkdirAll(f.Dir, 0o750); err != nil {
+		return fmt.Errorf("make folder: %w", err)
+	}
+	crashpoint.Reach(crashpoint.FolderMade)
+	if err := syncDir(filepath.Dir(f.Dir)); err != nil {
+		return fmt.Errorf("make folder: %w", err)
+	}
+	// Last: that it is there tells the next run that the folder's name is on disk.
 	if err := os.MkdirAll(state, 0o750); err != nil {
 		return fmt.Errorf("make folder: %w", err)
 	}
-	return syncDir(filepath.Dir(f.Dir))
+	return nil
 }
 
 // pointNames lists the points by their files, the oldest first.

@@ -29,7 +29,7 @@ func (e *LockedError) Error() string {
 }
 
 // Holder is what a lock file says of the process that holds it. When the lock has ended and the content is still
-// there, that process has died.
+// there, that process has died, or has left something in the cluster.
 type Holder struct {
 	Host    string    `json:"host"`
 	PID     int       `json:"pid"`
@@ -56,11 +56,10 @@ func (f *Folder) Lock() (*Lock, error) {
 	if err != nil {
 		return nil, fmt.Errorf("lock folder: %w", err)
 	}
-	before := readHolder(file)
 	if err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		file.Close()
+		defer file.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, &LockedError{f.Dir, before}
+			return nil, &LockedError{f.Dir, awaitHolder(file)}
 		}
 		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}
@@ -78,23 +77,34 @@ func (f *Folder) Lock() (*Lock, error) {
 	return l, nil
 }
 
-// DeadClients are RADOS clients of runs that died with this lock: what they hold, nobody uses any more.
+// DeadClients are RADOS clients of runs that ended and may have left a lock in the cluster: what they hold, nobody
+// uses any more.
 func (l *Lock) DeadClients() []string { return l.dead }
+
+// Forget drops clients of which it is known that they hold nothing and never will.
+func (l *Lock) Forget(clients ...string) {
+	l.holder.Clients = slices.DeleteFunc(slices.Clone(l.holder.Clients), func(c string) bool {
+		return slices.Contains(clients, c)
+	})
+}
 
 // AddClient records a RADOS client of this process, on disk, before it is put to use.
 func (l *Lock) AddClient(client string) error {
 	if slices.Contains(l.holder.Clients, client) {
 		return nil
 	}
-	l.holder.Clients = append(l.holder.Clients, client)
+	l.holder.Clients = append(slices.Clone(l.holder.Clients), client)
 	if excess := len(l.holder.Clients) - maxClients; excess > 0 {
 		l.holder.Clients = l.holder.Clients[excess:]
 	}
 	return l.write()
 }
 
-// Unlock ends the lock and, as nothing has died with it, what it says.
+// Unlock ends the lock and what it says, unless there are clients in it for the next run to look after.
 func (l *Lock) Unlock() error {
+	if len(l.holder.Clients) > 0 {
+		return errors.Join(l.write(), l.file.Close())
+	}
 	return errors.Join(l.file.Truncate(0), l.file.Close())
 }
 
@@ -112,12 +122,20 @@ func (l *Lock) write() error {
 	return l.file.Sync()
 }
 
-// readHolder reads as much as there is; a lock file is for reading by people first.
-func readHolder(f *os.File) Holder {
-	var h Holder
-	b, err := io.ReadAll(io.NewSectionReader(f, 0, 64<<10))
-	if err == nil {
-		_ = json.Unmarshal(b, &h)
+// readHolder reads as much as there is; a lock file is for reading by people first. Behind the first value may be the
+// rest of a longer one, where a run was killed in between.
+func readHolder(f *os.File) (h Holder) {
+	_ = json.NewDecoder(io.NewSectionReader(f, 0, 64<<10)).Decode(&h)
+	return h
+}
+
+// awaitHolder reads who has the lock: who has just taken it is about to write that.
+func awaitHolder(f *os.File) (h Holder) {
+	for range 100 {
+		if h = readHolder(f); h.PID != 0 {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
 	}
 	return h
 }

@@ -136,13 +136,15 @@ func removeDeadTemporaries(dir string) (removed []string, err error) {
 	return removed, nil
 }
 
+// unlocked says whether no process holds the lock of createNamed. A shared lock tells, and is all that NFS gives on
+// a file that is open for reading, as a file of pointMode can only be.
 func unlocked(path string) (bool, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return false, err
 	}
 	defer f.Close()
-	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	err = unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB)
 	return err == nil, nil
 }
 
@@ -175,6 +177,7 @@ func writeFileAtomic(path string, content []byte, mode os.FileMode) error {
 	if err := p.Sync(); err != nil {
 		return err
 	}
+	crashpoint.Reach(crashpoint.MarkerWritten)
 	if err := os.Rename(p.name, path); err != nil {
 		return err
 	}

@@ -10,6 +10,9 @@ import (
 	"strings"
 
 	"github.com/google/uuid"
+	"golang.org/x/sys/unix"
+
+	"github.com/rbd2qcow2/rbd2qcow2/internal/crashpoint"
 )
 
 const (
@@ -57,6 +60,9 @@ func Init(dir string) (*Repository, error) {
 		case markerName:
 			return nil, fmt.Errorf("make repository: %s is one already", dir)
 		default:
+			if strings.HasPrefix(e.Name(), temporaryPrefix) {
+				continue // of an init that was killed; the first backup removes it
+			}
 			return nil, fmt.Errorf("make repository: %s is not empty (it has %q)", dir, e.Name())
 		}
 	}
@@ -170,11 +176,60 @@ func (r *Repository) Bind(s Source) error {
 	if bound, _ := r.Source(); bound == s {
 		return nil
 	}
-	r.marker.Source = s
-	if err := r.writeMarker(); err != nil {
+	if err := r.bind(s); err != nil {
 		return fmt.Errorf("bind repository to its pool: %w", err)
 	}
+	crashpoint.Reach(crashpoint.MarkerBound)
 	return nil
+}
+
+// bind does it alone: of two first backups, of different pools, one must not bind over the other.
+func (r *Repository) bind(s Source) error {
+	lock, err := r.lockMarker()
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	current, err := Open(r.Dir)
+	if err != nil {
+		return err
+	}
+	if err := current.CheckSource(s); err != nil {
+		return err
+	}
+	if _, err := removeDeadTemporaries(r.Dir); err != nil {
+		return err
+	}
+	current.marker.Source = s
+	if err := current.writeMarker(); err != nil {
+		return err
+	}
+	r.marker = current.marker
+	return nil
+}
+
+// lockMarker waits for the lock of the marker file, which ends when the file is closed. It is held for moments only.
+func (r *Repository) lockMarker() (*os.File, error) {
+	path := filepath.Join(r.Dir, markerName)
+	for {
+		f, err := os.OpenFile(path, os.O_RDWR, 0)
+		if err != nil {
+			return nil, err
+		}
+		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+			f.Close()
+			return nil, fmt.Errorf("lock %s: %w", path, err)
+		}
+		locked, err := f.Stat()
+		if err != nil {
+			f.Close()
+			return nil, err
+		}
+		if current, err := os.Stat(path); err == nil && os.SameFile(locked, current) {
+			return f, nil
+		}
+		f.Close() // another run has replaced it
+	}
 }
 
 func (s Source) String() string {
