@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/rbd2qcow2/rbd2qcow2/internal/crashpoint"
 	"github.com/rbd2qcow2/rbd2qcow2/internal/extent"
+	"github.com/rbd2qcow2/rbd2qcow2/internal/progress"
 	"github.com/rbd2qcow2/rbd2qcow2/internal/rbd"
 	"github.com/rbd2qcow2/rbd2qcow2/internal/repo"
 	"github.com/rbd2qcow2/rbd2qcow2/internal/status"
@@ -21,6 +23,9 @@ const (
 	cleanupGrace  = 5 * time.Second // for one that has to go
 )
 
+// deadLockWait bounds the wait for the cluster to notice that a killed run is dead: by default that takes 30 seconds.
+const deadLockWait = 2 * time.Minute
+
 // skipKey is the key in an image's metadata that keeps it from being backed up, as in the Python tool.
 const skipKey = "backup-skip"
 
@@ -29,7 +34,7 @@ type job struct {
 	*run
 	ref    rbd.ImageRef
 	folder *repo.Folder
-	task   Task
+	task   progress.Task
 	log    *slog.Logger
 	report ImageReport
 
@@ -38,6 +43,8 @@ type job struct {
 	info      rbd.Info
 	snapshots []rbd.Snapshot
 	metadata  map[string]string
+
+	abandoned bool // a change of snapshots that librbd is still busy with
 }
 
 // do carries the backup through; see the package documentation for its steps.
@@ -87,10 +94,19 @@ func (j *job) locked(ctx context.Context, lock *repo.Lock) error {
 	if err := j.breakDeadLock(ctx, lock); err != nil {
 		return err
 	}
+	client, err := j.recordClient(ctx, lock)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if !j.abandoned {
+			lock.Forget(client)
+		}
+	}()
 	j.removeStray(ctx)
 
 	id := j.newIdentity(b, reason)
-	if err := j.makeSnapshot(ctx, lock, id); err != nil {
+	if err := j.makeSnapshot(ctx, id); err != nil {
 		return err
 	}
 	if err := j.makePoint(ctx, b, id); err != nil {
@@ -132,11 +148,37 @@ func (j *job) breakDeadLock(ctx context.Context, lock *repo.Lock) error {
 	if len(dead) == 0 {
 		return nil
 	}
-	broke, err := j.Pool.BreakDeadLock(ctx, j.ref.ID, func(client string) bool { return slices.Contains(dead, client) })
+	ctx, cancel := context.WithTimeout(ctx, deadLockWait)
+	defer cancel()
+	var once sync.Once
+	broke, err := j.Pool.BreakDeadLock(ctx, j.ref.ID, func(client string) bool {
+		if !slices.Contains(dead, client) {
+			return false
+		}
+		once.Do(func() { j.log.Info("the image is locked by a killed run: waiting for the cluster to notice its end") })
+		return true
+	})
 	if broke {
 		j.log.Info("freed the image from the lock of a killed run")
 	}
+	if err == nil {
+		lock.Forget(dead...)
+	}
 	return err
+}
+
+// recordClient notes in the folder's lock which client this run changes snapshots by, before the first change: with
+// it, librbd takes the image's lock, and this run may be killed.
+func (j *job) recordClient(ctx context.Context, lock *repo.Lock) (string, error) {
+	client, err := j.Cluster.SnapshotClient(ctx)
+	if err != nil {
+		return "", err
+	}
+	if err := lock.AddClient(client); err != nil {
+		return "", err
+	}
+	crashpoint.Reach(crashpoint.ClientRecorded)
+	return client, nil
 }
 
 // removeStray removes snapshots that killed runs have left. What can't be removed is in nobody's way.
@@ -151,19 +193,13 @@ func (j *job) removeStray(ctx context.Context) {
 }
 
 // makeSnapshot makes our snapshot and completes the identity by it.
-func (j *job) makeSnapshot(ctx context.Context, lock *repo.Lock, id *repo.Identity) error {
+func (j *job) makeSnapshot(ctx context.Context, id *repo.Identity) error {
 	j.task.Phase("snapshot")
 	ctx, cancel := withGrace(ctx, snapshotGrace)
 	defer cancel()
-	client, err := j.Cluster.SnapshotClient(ctx)
-	if err != nil {
-		return err
-	}
-	if err := lock.AddClient(client); err != nil {
-		return err
-	}
 	id.Created = time.Now().UTC().Truncate(time.Microsecond)
 	if err := j.Pool.CreateSnapshot(ctx, j.ref.ID, id.Snapshot.Name); err != nil {
+		j.abandoned = j.abandoned || errors.Is(err, rbd.ErrAbandoned)
 		// It may exist all the same, or come to exist.
 		j.dropSnapshot(ctx, id)
 		return err
@@ -217,6 +253,7 @@ func (j *job) removeOld(ctx context.Context, b *base, id *repo.Identity) {
 // removeSnapshot removes a snapshot. Where that fails it is named; the next run tries again.
 func (j *job) removeSnapshot(ctx context.Context, name, why string) {
 	err := j.Pool.RemoveSnapshot(ctx, j.ref.ID, name)
+	j.abandoned = j.abandoned || errors.Is(err, rbd.ErrAbandoned)
 	switch {
 	case err == nil:
 		j.log.Debug("removed snapshot", "snapshot", name, "because", why)

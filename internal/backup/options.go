@@ -6,6 +6,7 @@ import (
 	"path"
 	"runtime"
 
+	"github.com/rbd2qcow2/rbd2qcow2/internal/progress"
 	"github.com/rbd2qcow2/rbd2qcow2/internal/rbd"
 	"github.com/rbd2qcow2/rbd2qcow2/internal/repo"
 	"github.com/rbd2qcow2/rbd2qcow2/qcow2"
@@ -28,7 +29,7 @@ type Options struct {
 
 	Program  string // name and version, for the identity
 	Logger   *slog.Logger
-	Progress Progress
+	Progress progress.Reporter
 }
 
 // Compression is a codec and the name it has in identities and on the command line.
@@ -73,22 +74,6 @@ func (o Options) Validate() error {
 
 // encoders is the number of goroutines that compress.
 func (o Options) encoders() int { return runtime.GOMAXPROCS(0) }
-
-// Progress is told how far a run is. Its methods, and those of what it gives, are called by several goroutines.
-type Progress interface {
-	// Images says how many images there will be.
-	Images(n int)
-	// Start begins an image.
-	Start(image string) Task
-}
-
-// Task is the progress of one image.
-type Task interface {
-	Phase(what string)      // "snapshot", "diff", "copy", "commit"
-	Total(bytes int64)      // to be copied
-	Add(bytes int64)        // copied
-	End(report ImageReport) // the last call
-}
 
 // Env is what a run works on. All of it stays the caller's.
 type Env struct {

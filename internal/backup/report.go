@@ -1,6 +1,12 @@
 package backup
 
-import "github.com/rbd2qcow2/rbd2qcow2/internal/status"
+import (
+	"fmt"
+	"log/slog"
+
+	"github.com/rbd2qcow2/rbd2qcow2/internal/progress"
+	"github.com/rbd2qcow2/rbd2qcow2/internal/status"
+)
 
 // Status is the outcome of an image.
 type Status string
@@ -43,4 +49,20 @@ func (r *Report) Count(s Status) int {
 		}
 	}
 	return n
+}
+
+// log writes the line that remains of an image. Its name is with the logger.
+func (r *ImageReport) log(log *slog.Logger) {
+	switch r.Status {
+	case Failed:
+		log.Error("failed", "error", r.Error)
+	case Skipped:
+		log.Info("skipped", "reason", r.Reason)
+	case Planned:
+		log.Info("would be backed up", "method", r.Method, "reason", r.Reason, "read", progress.Bytes(r.ReadBytes))
+	case Done:
+		log.Info("done", "point", r.Points[0].Point, "method", r.Method, "reason", r.Reason,
+			"changed", progress.Bytes(r.DiffBytes), "read", progress.Bytes(r.ReadBytes),
+			"stored", progress.Bytes(r.StoredBytes), "seconds", fmt.Sprintf("%.1f", r.Seconds))
+	}
 }

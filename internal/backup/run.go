@@ -97,7 +97,8 @@ func (r *run) image(ctx context.Context, ref rbd.ImageRef, folder *repo.Folder) 
 		j.report.Status, j.report.Err, j.report.Error = Failed, err, err.Error()
 	}
 	j.report.Seconds = time.Since(start).Seconds()
-	j.task.End(j.report)
+	j.task.End()
+	j.report.log(j.log)
 	return j.report
 }
 

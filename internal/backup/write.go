@@ -38,7 +38,7 @@ func (j *job) fill(ctx context.Context, file *repo.Pending, src source, b *base,
 		o.BackingFile = j.folder.BackingName(b.point.Name)
 		o.BackingMayHoldData = func(off, n int64) (bool, error) { return holdsData(b.chain.Image, off, n) }
 	}
-	w, err := qcow2.NewWriter(file, o)
+	w, err := qcow2.NewWriter(stepFile{file}, o)
 	if err != nil {
 		return err
 	}
@@ -61,6 +61,23 @@ func (j *job) fill(ctx context.Context, file *repo.Pending, src source, b *base,
 		return err
 	}
 	return w.Finish(identity)
+}
+
+// stepFile names the steps inside qcow2, which knows nothing of crashes.
+type stepFile struct{ *repo.Pending }
+
+func (f stepFile) Sync() error {
+	err := f.Pending.Sync()
+	crashpoint.Reach(crashpoint.DataSynced)
+	return err
+}
+
+func (f stepFile) WriteAt(p []byte, off int64) (int, error) {
+	n, err := f.Pending.WriteAt(p, off)
+	if off == 0 {
+		crashpoint.Reach(crashpoint.HeaderWritten)
+	}
+	return n, err
 }
 
 // holdsData says whether a chain stores anything in a range. What it does not store reads as zeroes.

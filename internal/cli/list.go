@@ -6,9 +6,9 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 
+	"github.com/rbd2qcow2/rbd2qcow2/internal/progress"
 	"github.com/rbd2qcow2/rbd2qcow2/internal/repo"
 	"github.com/rbd2qcow2/rbd2qcow2/internal/status"
 )
@@ -52,14 +52,12 @@ func printTable(w io.Writer, images []status.Image) error {
 				parent = string(*p.Parent)
 			}
 			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", printable(image.Name), p.Point,
-				p.Time.Local().Format(time.DateTime), p.Kind, size(p.VirtualSize), size(p.DiskSize),
-				size(p.ChangedBytes), parent, p.State, p.Snapshot)
+				p.Time.Local().Format(time.DateTime), p.Kind, progress.Bytes(p.VirtualSize), progress.Bytes(p.DiskSize),
+				progress.Bytes(p.ChangedBytes), parent, p.State, p.Snapshot)
 		}
 	}
 	return t.Flush()
 }
-
-func size(n int64) string { return humanize.IBytes(uint64(max(n, 0))) }
 
 // printable keeps names with line breaks and the like from breaking the table.
 func printable(name string) string {

@@ -9,7 +9,6 @@ import (
 	"github.com/spf13/pflag"
 	"golang.org/x/term"
 
-	"github.com/rbd2qcow2/rbd2qcow2/internal/backup"
 	"github.com/rbd2qcow2/rbd2qcow2/internal/progress"
 )
 
@@ -51,13 +50,13 @@ func (o *outputFlags) logger(w io.Writer) *slog.Logger {
 }
 
 // progress gives bars on a terminal and log lines elsewhere, and the function that ends them.
-func (o *outputFlags) progress(w io.Writer) (backup.Progress, *slog.Logger, func()) {
+func (o *outputFlags) progress(w io.Writer) (progress.Reporter, *slog.Logger, func()) {
 	file, isFile := w.(*os.File)
 	if !isFile || !term.IsTerminal(int(file.Fd())) || o.quiet || o.logFormat == "json" {
 		log := o.logger(w)
 		return progress.Log{Logger: log}, log, func() {}
 	}
-	bars := progress.NewBars(file, o.logger)
+	bars := progress.NewBars(file)
 	return bars, o.logger(bars), bars.Close
 }
 

@@ -3,33 +3,26 @@ package progress
 import (
 	"fmt"
 	"io"
-	"log/slog"
 	"math"
 	"sync/atomic"
 
 	"github.com/vbauerster/mpb/v8"
 	"github.com/vbauerster/mpb/v8/decor"
-
-	"github.com/rbd2qcow2/rbd2qcow2/internal/backup"
 )
 
 // Bars reports on a terminal: a bar for each image that is under way, and one for all. What is logged meanwhile has
 // to be written to the Bars, which puts it above them.
 type Bars struct {
 	*mpb.Progress
-	logger *slog.Logger
 	all    *mpb.Bar
 	total  atomic.Int64 // bytes of all images that have begun to be copied
 	ended  atomic.Int64 // images
 	images int
 }
 
-// NewBars starts drawing on a terminal; newLogger makes the logger for outcomes, which writes to the Bars.
-// Close ends it.
-func NewBars(terminal io.Writer, newLogger func(io.Writer) *slog.Logger) *Bars {
-	b := &Bars{Progress: mpb.New(mpb.WithOutput(terminal), mpb.WithAutoRefresh())}
-	b.logger = newLogger(b)
-	return b
+// NewBars starts drawing on a terminal. Close ends it.
+func NewBars(terminal io.Writer) *Bars {
+	return &Bars{Progress: mpb.New(mpb.WithOutput(terminal), mpb.WithAutoRefresh())}
 }
 
 // Close takes the bars away and waits for the last output.
@@ -37,7 +30,7 @@ func (b *Bars) Close() {
 	if b.all != nil {
 		b.all.Abort(true)
 	}
-	b.Progress.Shutdown()
+	b.Shutdown()
 }
 
 // Images starts the bar for all.
@@ -49,8 +42,8 @@ func (b *Bars) Images(n int) {
 }
 
 // Start begins an image.
-func (b *Bars) Start(image string) backup.Task {
-	t := &barTask{bars: b, log: b.logger.With("image", image)}
+func (b *Bars) Start(image string) Task {
+	t := &barTask{bars: b}
 	t.phase.Store("")
 	t.bar = b.bar(image, int(b.ended.Load()), decor.Any(func(decor.Statistics) string {
 		return fmt.Sprintf("  %s", t.phase.Load())
@@ -78,7 +71,6 @@ func (b *Bars) bar(name string, priority int, last decor.Decorator) *mpb.Bar {
 
 type barTask struct {
 	bars  *Bars
-	log   *slog.Logger
 	bar   *mpb.Bar
 	phase atomic.Value // string
 }
@@ -95,8 +87,7 @@ func (t *barTask) Add(bytes int64) {
 	t.bars.all.IncrInt64(bytes)
 }
 
-func (t *barTask) End(r backup.ImageReport) {
+func (t *barTask) End() {
 	t.bars.ended.Add(1)
 	t.bar.Abort(true)
-	logOutcome(t.log, &r)
 }

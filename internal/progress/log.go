@@ -2,16 +2,29 @@
 package progress
 
 import (
-	"fmt"
 	"log/slog"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/dustin/go-humanize"
-
-	"github.com/rbd2qcow2/rbd2qcow2/internal/backup"
 )
+
+// Reporter is told how far a run is. Its methods, and those of its tasks, are called by several goroutines.
+type Reporter interface {
+	// Images says how many images there will be. It is the first call.
+	Images(n int)
+	// Start begins an image.
+	Start(image string) Task
+}
+
+// Task is the progress of one image.
+type Task interface {
+	Phase(what string) // "snapshot", "diff", "copy", "commit"
+	Total(bytes int64) // to be copied
+	Add(bytes int64)   // copied
+	End()              // the last call
+}
 
 // logInterval is how often an image that is being copied gets a line.
 const logInterval = 10 * time.Second
@@ -23,7 +36,7 @@ type Log struct{ Logger *slog.Logger }
 func (l Log) Images(int) {}
 
 // Start begins an image.
-func (l Log) Start(image string) backup.Task {
+func (l Log) Start(image string) Task {
 	t := &logTask{log: l.Logger.With("image", image), stop: make(chan struct{})}
 	go t.tick()
 	return t
@@ -51,8 +64,8 @@ func (t *logTask) tick() {
 				continue
 			}
 			rate := float64(copied) / time.Since(start).Seconds()
-			t.log.Info("copying", "percent", copied*100/total, "copied", bytesText(copied), "total", bytesText(total),
-				"rate", bytesText(int64(rate))+"/s", "eta", eta(total-copied, rate))
+			t.log.Info("copying", "percent", copied*100/total, "copied", Bytes(copied), "total", Bytes(total),
+				"rate", Bytes(int64(rate))+"/s", "eta", eta(total-copied, rate))
 		}
 	}
 }
@@ -67,27 +80,7 @@ func eta(left int64, rate float64) string {
 func (t *logTask) Phase(what string) { t.log.Debug("phase", "phase", what) }
 func (t *logTask) Total(bytes int64) { t.total.Store(bytes) }
 func (t *logTask) Add(bytes int64)   { t.copied.Add(bytes) }
-func (t *logTask) End(r backup.ImageReport) {
-	t.once.Do(func() { close(t.stop) })
-	logOutcome(t.log, &r)
-}
+func (t *logTask) End()              { t.once.Do(func() { close(t.stop) }) }
 
-// logOutcome writes the line that remains of an image. The image's name is with the logger.
-func logOutcome(log *slog.Logger, r *backup.ImageReport) {
-	switch r.Status {
-	case backup.Failed:
-		log.Error("failed", "error", r.Error)
-	case backup.Skipped:
-		log.Info("skipped", "reason", r.Reason)
-	case backup.Planned:
-		log.Info("would be backed up", "method", r.Method, "reason", r.Reason, "read", bytesText(r.ReadBytes))
-	case backup.Done:
-		for _, p := range r.Points {
-			log.Info("done", "point", p.Point, "method", r.Method, "reason", r.Reason, "changed", bytesText(r.DiffBytes),
-				"read", bytesText(r.ReadBytes), "stored", bytesText(r.StoredBytes),
-				"seconds", fmt.Sprintf("%.1f", r.Seconds))
-		}
-	}
-}
-
-func bytesText(n int64) string { return humanize.IBytes(uint64(max(n, 0))) }
+// Bytes is a size for people.
+func Bytes(n int64) string { return humanize.IBytes(uint64(max(n, 0))) }

@@ -140,7 +140,7 @@ func (h *history) create(t *testing.T, options []string) {
 // backUp makes a point; the admin's twin of its snapshot, if there is one, has to agree with it.
 func (h *history) backUp(t *testing.T) {
 	options := []string{"--compress", pick(h.rng, "none", "zlib", "zstd", "zstd:"+strconv.Itoa(1+h.rng.IntN(6)))}
-	full := h.chance(12)
+	full := len(h.points) > 0 && h.chance(12)
 	if full {
 		options = append(options, "--full")
 	}
