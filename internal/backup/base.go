@@ -2,6 +2,7 @@ package backup
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -50,8 +51,7 @@ func (j *job) chooseBase(ctx context.Context) (b *base, reason string) {
 	}
 	b = &base{newest, chain, snapshot}
 	if err := j.checkContent(ctx, b); err != nil {
-		chain.Close()
-		return nil, fmt.Sprintf("newest point %s can't be used: %v", newest.Name, err)
+		return nil, fmt.Sprintf("newest point %s can't be used: %v", newest.Name, errors.Join(err, chain.Close()))
 	}
 	return b, ""
 }

@@ -28,7 +28,7 @@ func Main(m *testing.M, p *Program, tags ...string) int {
 	if err != nil {
 		panic(err)
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }()
 	p.Path = filepath.Join(dir, "rbd2qcow2")
 	script := `exec go build -race -tags "$(scripts/ceph-tag) $2" -o "$1" ./cmd/rbd2qcow2`
 	build := exec.Command("sh", "-c", script, "sh", p.Path, join(tags))
