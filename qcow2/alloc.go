@@ -12,7 +12,7 @@ type allocator struct {
 	next        int64              // index of the first host cluster that nobody has
 	packAt      int64              // byte offset where the next compressed data goes; 0: nowhere yet
 	blocks      map[int64][]uint16 // refcount blocks that still change, by index
-	table       []int64            // host offset of each written block, by index; 0: none yet
+	table       []uint64           // host offset of each written block, by index; 0: none yet
 }
 
 func newAllocator(clusterBits uint32) *allocator {
@@ -63,6 +63,12 @@ func (a *allocator) pack(n int64) int64 {
 	return off
 }
 
+// packing says whether compressed data could go on across the end of the cluster that was packed last: it is the last
+// one of the file and not full.
+func (a *allocator) packing() bool {
+	return a.packAt&(1<<a.clusterBits-1) != 0 && a.packAt>>a.clusterBits+1 == a.next
+}
+
 // complete gives the indexes of the blocks that cannot change any more, in ascending order. Half-filled clusters
 // of compressed data in a block that the file has outgrown are given up: less than a cluster per block.
 func (a *allocator) complete() []int64 {
@@ -98,7 +104,7 @@ func (a *allocator) setTable(i, offset int64) {
 	for int64(len(a.table)) <= i {
 		a.table = append(a.table, 0)
 	}
-	a.table[i] = offset
+	a.table[i] = uint64(offset)
 }
 
 // reserveTable allocates the refcount table and every block that is not yet written, both counted by themselves.

@@ -3,6 +3,7 @@ package qcow2
 import (
 	"bytes"
 	"fmt"
+	"slices"
 )
 
 // Chunk is a run of whole guest clusters on its way into a file, with the buffers for it. The one who fills Data
@@ -13,31 +14,34 @@ type Chunk struct {
 	// Data is the guest content: whole clusters, zeroes beyond the end of the disk.
 	Data []byte
 
-	clusters []encodedCluster
-	packed   []byte // the compressed clusters, one behind the other
+	clusters    []encodedCluster
+	packed      []byte // the compressed clusters, one behind the other
+	clusterSize int64  // that it was encoded for
+	codec       Codec  // that it was encoded with
 }
 
 type encodedCluster struct {
-	kind   Kind // Zero or Data
-	packed int  // length in Chunk.packed, 0 for a cluster that is stored as it is
+	kind   Kind   // Zero or Data
+	packed []byte // part of Chunk.packed; nil for a cluster that is stored as it is
 	digest Digest
 }
 
 // ChunkEncoder does what costs processor time for a Chunk: it finds zeroes, makes digests and compresses.
 // It is not safe for concurrent use: every goroutine has its own, for one file or several of the same codec.
 type ChunkEncoder struct {
-	codec Encoder // nil: no compression
-	zeros []byte
+	codec   Codec   // nil: no compression
+	encoder Encoder // of codec
+	zeros   []byte
 }
 
 // NewChunkEncoder makes an encoder for files whose WriterOptions have the same codec; nil stores data as it is.
 func NewChunkEncoder(codec Codec) (*ChunkEncoder, error) {
-	e := &ChunkEncoder{zeros: make([]byte, MaxClusterSize)}
+	e := &ChunkEncoder{codec: codec, zeros: make([]byte, MaxClusterSize)}
 	if codec == nil {
 		return e, nil
 	}
 	var err error
-	e.codec, err = codec.NewEncoder()
+	e.encoder, err = codec.NewEncoder()
 	return e, err
 }
 
@@ -47,8 +51,13 @@ func (e *ChunkEncoder) Encode(c *Chunk, clusterSize int64) error {
 	if len(c.Data)%size != 0 || c.Offset%clusterSize != 0 {
 		return fmt.Errorf("encode chunk at %d: %d bytes are not whole clusters of %d", c.Offset, len(c.Data), size)
 	}
+	c.clusterSize, c.codec = clusterSize, e.codec
 	c.clusters = c.clusters[:0]
 	c.packed = c.packed[:0]
+	if e.codec != nil {
+		// Room for all of it, so that it does not move any more.
+		c.packed = slices.Grow(c.packed, len(c.Data))
+	}
 	for at := 0; at < len(c.Data); at += size {
 		cluster, err := e.encodeCluster(c, c.Data[at:at+size])
 		if err != nil {
@@ -67,13 +76,10 @@ func (e *ChunkEncoder) encodeCluster(c *Chunk, data []byte) (encodedCluster, err
 	if e.codec == nil {
 		return cluster, nil
 	}
-	if cap(c.packed) < len(c.Data) {
-		c.packed = append(make([]byte, 0, len(c.Data)), c.packed...)
-	}
 	// One byte less than a cluster: data that does not shrink is stored as it is.
 	room := c.packed[len(c.packed) : len(c.packed)+len(data)-1]
-	n, err := e.codec.Encode(room, data)
+	n, err := e.encoder.Encode(room, data)
 	c.packed = c.packed[:len(c.packed)+n]
-	cluster.packed = n
+	cluster.packed = room[:n]
 	return cluster, err
 }

@@ -7,11 +7,16 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"slices"
 )
 
 // Finish completes the file: tables, identity and digests, and last of all, between two syncs, the sector with the
 // header. identity is kept as it is, to be found by Image.Identity. The Writer is of no use afterwards.
-func (w *Writer) Finish(identity []byte) error {
+func (w *Writer) Finish(identity []byte) (err error) {
+	defer func() { w.keep(&err) }()
+	if len(identity) > maxIdentity {
+		return fmt.Errorf("identity of %d bytes: more than %d", len(identity), maxIdentity)
+	}
 	if err := w.Flush(); err != nil {
 		return err
 	}
@@ -36,8 +41,13 @@ func (w *Writer) Finish(identity []byte) error {
 	return w.Close()
 }
 
-// Flush writes the last L2 table, so that Stats knows all of the data; nothing may be appended afterwards.
-func (w *Writer) Flush() error {
+// Flush writes the last L2 table, so that Stats knows all of the data; nothing can be appended afterwards.
+func (w *Writer) Flush() (err error) {
+	if w.err != nil {
+		return w.err
+	}
+	defer func() { w.keep(&err) }()
+	w.flushed = true
 	if err := w.finishTable(); err != nil {
 		return err
 	}
@@ -50,7 +60,7 @@ func (w *Writer) writeTables() error {
 	size := w.o.ClusterSize
 	if len(w.l1) > 0 {
 		off := w.alloc.clusters((int64(len(w.l1))*8 + size - 1) / size)
-		if err := writeSparse(w.f, bigEndian(w.l1), off); err != nil {
+		if err := writeEntries(w.f, w.l1, off); err != nil {
 			return err
 		}
 		w.header.L1Offset = off
@@ -66,11 +76,7 @@ func (w *Writer) writeTables() error {
 			return err
 		}
 	}
-	table := make([]uint64, len(w.alloc.table))
-	for i, at := range w.alloc.table {
-		table[i] = uint64(at)
-	}
-	return writeSparse(w.f, bigEndian(table), off)
+	return writeEntries(w.f, w.alloc.table, off)
 }
 
 // writeTrailer puts identity, digest directory and digest blocks behind the last cluster with a refcount.
@@ -116,12 +122,21 @@ func (w *Writer) writeTrailer(identity []byte) error {
 	return nil
 }
 
-func bigEndian(entries []uint64) []byte {
-	b := make([]byte, 0, len(entries)*8)
-	for _, e := range entries {
-		b = binary.BigEndian.AppendUint64(b, e)
+// writeEntries writes the entries of a table at off as writeSparse does, without a second copy of the table in memory.
+func writeEntries(f io.WriterAt, entries []uint64, off int64) error {
+	step := max(1, min(len(entries), 8<<10))
+	buf := make([]byte, 0, step*8)
+	for part := range slices.Chunk(entries, step) {
+		b := buf
+		for _, e := range part {
+			b = binary.BigEndian.AppendUint64(b, e)
+		}
+		if err := writeSparse(f, b, off); err != nil {
+			return err
+		}
+		off += int64(len(b))
 	}
-	return b
+	return nil
 }
 
 // writeSparse writes b at off but for its all-zero pages, which stay holes of a file that only grows.

@@ -11,6 +11,7 @@ const (
 	MinClusterSize   = 512
 	MaxClusterSize   = 2 << 20
 	maxL1Bytes       = 32 << 20
+	maxDiskSize      = maxL1Bytes / 8 * MaxClusterSize * (MaxClusterSize / 8)
 	maxRefTableBytes = 8 << 20
 	maxBackingName   = 1023
 	maxFormatName    = 15

@@ -1,7 +1,7 @@
 package qcow2
 
 import (
-	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 )
@@ -40,7 +40,7 @@ type Stats struct {
 // Writer writes a qcow2 file from its beginning to its end: data as it comes, each L2 table behind the data it
 // maps, each refcount block once the file has outgrown it, and at last the header, without which the file is none.
 // It holds one L2 table, the L1 table and the digest directory in memory, 40 bytes per L2 table.
-// It is not safe for concurrent use. After an error the file is of no use, and Close is all that may be called.
+// It is not safe for concurrent use. After an error the file is of no use: every call but Close gives that error again.
 type Writer struct {
 	f         File
 	o         WriterOptions
@@ -53,13 +53,17 @@ type Writer struct {
 	directory []directoryEntry
 	spool     *spool
 	nextGuest int64 // the lowest guest offset that may still be written
+	flushed   bool  // no more data
+	err       error // the first one, or errClosed: nothing goes on after it
 	stats     Stats
 }
 
+var errClosed = errors.New("the writer is closed")
+
 // NewWriter starts a file. It writes nothing yet.
 func NewWriter(f File, o WriterOptions) (*Writer, error) {
-	if o.Size < 0 {
-		return nil, fmt.Errorf("virtual size %d: negative", o.Size)
+	if o.Size < 0 || o.Size > maxDiskSize {
+		return nil, fmt.Errorf("virtual size %d: not from 0 to %d", o.Size, int64(maxDiskSize))
 	}
 	size := (o.Size + sectorSize - 1) / sectorSize * sectorSize
 	if o.ClusterSize == 0 {
@@ -106,94 +110,6 @@ func (w *Writer) ClusterSize() int64 { return w.o.ClusterSize }
 // Stats gives the counts so far.
 func (w *Writer) Stats() Stats { return w.stats }
 
-// Append writes an encoded chunk behind everything that came before; guest offsets must ascend.
-// The chunk may be used again afterwards.
-func (w *Writer) Append(c *Chunk) error {
-	if err := w.advance(c.Offset, int64(len(c.Data))); err != nil {
-		return err
-	}
-	out := run{w: w}
-	raw, packed := c.Data, c.packed
-	for i, cluster := range c.clusters {
-		guest := c.Offset + int64(i)*w.o.ClusterSize
-		if err := w.seekTable(guest); err != nil {
-			return err
-		}
-		entry := &w.l2[guest/w.o.ClusterSize%int64(len(w.l2))]
-		var err error
-		switch {
-		case cluster.kind == Zero:
-			*entry, err = w.zeroEntry(guest)
-		case cluster.packed > 0:
-			off := w.alloc.pack(int64(cluster.packed))
-			*entry = compressedEntry(off, int64(cluster.packed), w.header.ClusterBits)
-			err = out.add(off, packed[:cluster.packed])
-			packed = packed[cluster.packed:]
-			w.stats.CompressedClusters++
-		default:
-			off := w.alloc.clusters(1)
-			*entry = uint64(off) | entryCopied
-			err = out.add(off, raw[:w.o.ClusterSize])
-		}
-		if err != nil {
-			return err
-		}
-		raw = raw[w.o.ClusterSize:]
-		if cluster.kind == Data {
-			w.digests = append(w.digests, cluster.digest[:]...)
-			w.stats.DataClusters++
-		}
-	}
-	if err := out.flush(); err != nil {
-		return err
-	}
-	return w.writeCompleteBlocks()
-}
-
-// Zero makes n guest bytes from off, whole clusters, read as zeroes.
-func (w *Writer) Zero(off, n int64) error {
-	if err := w.advance(off, n); err != nil {
-		return err
-	}
-	for end := off + n; off < end; off += w.o.ClusterSize {
-		if err := w.seekTable(off); err != nil {
-			return err
-		}
-		entry, err := w.zeroEntry(off)
-		if err != nil {
-			return err
-		}
-		w.l2[off/w.o.ClusterSize%int64(len(w.l2))] = entry
-	}
-	return nil
-}
-
-// zeroEntry is the L2 entry of a cluster of zeroes: nothing where nothing is to be hidden.
-func (w *Writer) zeroEntry(guest int64) (uint64, error) {
-	if w.o.BackingFile == "" {
-		return 0, nil
-	}
-	if w.o.BackingMayHoldData != nil {
-		may, err := w.o.BackingMayHoldData(guest, w.o.ClusterSize)
-		if err != nil || !may {
-			return 0, err
-		}
-	}
-	w.stats.ZeroClusters++
-	return entryZero, nil
-}
-
-// advance checks a range of guest clusters and makes it the last one.
-func (w *Writer) advance(off, n int64) error {
-	size := w.o.ClusterSize
-	end := (w.header.Size + size - 1) / size * size
-	if off%size != 0 || n%size != 0 || n < 0 || off < w.nextGuest || off > end-n {
-		return fmt.Errorf("write %d bytes at %d: not whole clusters of %d in ascending order within %d", n, off, size, end)
-	}
-	w.nextGuest = off + n
-	return nil
-}
-
 // seekTable makes the L2 table of a guest offset the current one, and writes the one before.
 func (w *Writer) seekTable(guest int64) error {
 	i := guest / w.header.l2Span()
@@ -212,11 +128,9 @@ func (w *Writer) finishTable() error {
 	if w.l2Index < 0 {
 		return nil
 	}
-	table := make([]byte, 0, w.o.ClusterSize)
 	kinds := make([]byte, len(w.l2))
 	used := false
 	for i, e := range w.l2 {
-		table = binary.BigEndian.AppendUint64(table, e)
 		kinds[i] = byte(entryKind(e))
 		used = used || e != 0
 	}
@@ -224,7 +138,7 @@ func (w *Writer) finishTable() error {
 		return nil
 	}
 	off := w.alloc.clusters(1)
-	if err := writeSparse(w.f, table, off); err != nil {
+	if err := writeEntries(w.f, w.l2, off); err != nil {
 		return fmt.Errorf("write L2 table: %w", err)
 	}
 	w.l1[w.l2Index] = uint64(off) | entryCopied
@@ -263,37 +177,14 @@ func (w *Writer) writeCompleteBlocks() error {
 }
 
 // Close gives back what the Writer holds beside the file, which stays the caller's. It is needed after an error.
-func (w *Writer) Close() error { return w.spool.close() }
-
-// run joins neighbouring writes.
-type run struct {
-	w   *Writer
-	off int64
-	buf []byte
+func (w *Writer) Close() error {
+	w.keep(&errClosed)
+	return w.spool.close()
 }
 
-// add writes b at off, at the latest at the next flush. Its argument goes on from the memory of the one before
-// wherever it goes on from its place in the file: both come from the same buffer.
-func (r *run) add(off int64, b []byte) error {
-	r.w.stats.StoredBytes += int64(len(b))
-	n := len(r.buf)
-	if n > 0 && off == r.off+int64(n) && cap(r.buf) >= n+len(b) && &r.buf[:n+1][n] == &b[0] {
-		r.buf = r.buf[:n+len(b)]
-		return nil
+// keep makes an error the one that every later call gives: data is missing in a file that goes on after it.
+func (w *Writer) keep(err *error) {
+	if w.err == nil {
+		w.err = *err
 	}
-	err := r.flush()
-	r.off, r.buf = off, b
-	return err
-}
-
-func (r *run) flush() error {
-	if len(r.buf) == 0 {
-		return nil
-	}
-	_, err := r.w.f.WriteAt(r.buf, r.off)
-	r.buf = nil
-	if err != nil {
-		return fmt.Errorf("write data: %w", err)
-	}
-	return nil
 }

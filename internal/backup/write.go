@@ -3,6 +3,7 @@ package backup
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"github.com/rbd2qcow2/rbd2qcow2/internal/crashpoint"
 	"github.com/rbd2qcow2/rbd2qcow2/internal/extent"
@@ -20,8 +21,30 @@ func (j *job) writePoint(ctx context.Context, src source, b *base, id *repo.Iden
 	if err := j.fill(ctx, file, src, b, id, extents); err != nil {
 		return err
 	}
+	if err := j.confirmSnapshots(ctx, b, id); err != nil {
+		return err
+	}
 	// From here on to the end there is less to do than to undo: no look at ctx any more.
 	return file.Commit(j.folder.FileName(id.Point), id.Created)
+}
+
+// confirmSnapshots proves that the snapshots lasted to the end of reading: librbd reads zeroes from one that was
+// removed meanwhile, and leaves its data out of a diff, without an error.
+func (j *job) confirmSnapshots(ctx context.Context, b *base, id *repo.Identity) error {
+	used := []repo.Snapshot{id.Snapshot}
+	if b != nil {
+		used = append(used, repo.Snapshot{Name: b.snapshot.Name, ID: b.snapshot.ID})
+	}
+	for _, s := range used {
+		now, err := j.Pool.SnapshotID(ctx, j.ref.ID, s.Name)
+		if err == nil && now != s.ID {
+			err = fmt.Errorf("snapshot %s was made anew while it was read", s.Name)
+		}
+		if err != nil {
+			return fmt.Errorf("confirm what was read: %w", err)
+		}
+	}
+	return nil
 }
 
 // fill makes the file a complete qcow2 file.

@@ -46,6 +46,16 @@ func (p *Pool) ImportFile(t testing.TB, file, name string, options ...string) {
 	p.RBD(t, append([]string{"import", "--no-progress", file, p.Spec(name)}, options...)...)
 }
 
+// Update gives an image the contents of a raw file, which should be as large, as a virtual machine would: by writing just the
+// 4 KiB blocks that differ.
+func (p *Pool) Update(t testing.TB, image, file string) {
+	t.Helper()
+	overlay := filepath.Join(t.TempDir(), "changes.qcow2")
+	qemutest.Create(t, "-f", "qcow2", "-o", "cluster_size=4k", "-b", file, "-F", "raw", overlay)
+	qemutest.Run(t, "qemu-img", "rebase", "-f", "qcow2", "-b", p.QEMUName(image), "-F", "raw", overlay)
+	qemutest.Run(t, "qemu-img", "commit", "-q", "-f", "qcow2", "-d", overlay)
+}
+
 // Images returns the names of the images, in no particular order.
 func (p *Pool) Images(t testing.TB) []string {
 	t.Helper()

@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -58,6 +59,9 @@ done; 130 and 143 interrupted.`,
 	return c
 }
 
+// lockTimeout is how long librbd waits, besides, for a client that has an image's lock and does not answer.
+const lockTimeout = 30 * time.Second
+
 func (p *Program) backup(ctx context.Context, spec, dir string, f *backupFlags) error {
 	pool, namespace, err := splitPool(spec)
 	if err != nil {
@@ -90,6 +94,7 @@ func (p *Program) backupPool(ctx context.Context, r *repo.Repository, pool, name
 	progress, log, end := f.output.progress(p.Stderr)
 	defer end()
 	f.ceph.Logger = log
+	f.ceph.SnapshotTimeout = f.ceph.Timeout + lockTimeout
 	cluster, err := rbd.Connect(ctx, f.ceph)
 	if err != nil {
 		return nil, err

@@ -23,7 +23,7 @@ var (
 	ErrUnsupported = errors.New("not supported")                           // format 1 images
 	ErrAbandoned   = errors.New("call abandoned, it may still be running") // see the package documentation
 	ErrClosed      = errors.New("already closed")                          // use after Close
-	errCallback    = errors.New("callback failed")                         // never leaves the package
+	errCallback    = errors.New("callback failed")                         // fn of Diff panicked
 	errWatchdog    = fmt.Errorf("%w (watchdog)", ErrTimeout)               // cause of a watchdog's context
 )
 

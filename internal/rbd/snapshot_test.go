@@ -134,7 +134,9 @@ func TestMigrating(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	img.Close()
+	if err := img.Close(); err != nil {
+		t.Error(err)
+	}
 }
 
 func TestNonPrimary(t *testing.T) {
