@@ -60,7 +60,7 @@ func (w *Writer) appendPart(entries []uint64, guest int64, data []byte, clusters
 	}
 	for i := range clusters {
 		if clusters[i].kind == Data {
-			w.digests = append(w.digests, clusters[i].digest[:]...)
+			w.block = append(w.block, clusters[i].digest[:]...)
 			w.stats.DataClusters++
 			continue
 		}

@@ -60,7 +60,7 @@ func (w *Writer) writeTables() error {
 	size := w.o.ClusterSize
 	if len(w.l1) > 0 {
 		off := w.alloc.clusters((int64(len(w.l1))*8 + size - 1) / size)
-		if err := writeEntries(w.f, w.l1, off); err != nil {
+		if err := w.writeEntries(w.l1, off); err != nil {
 			return err
 		}
 		w.header.L1Offset = off
@@ -76,7 +76,7 @@ func (w *Writer) writeTables() error {
 			return err
 		}
 	}
-	return writeEntries(w.f, w.alloc.table, off)
+	return w.writeEntries(w.alloc.table, off)
 }
 
 // writeTrailer puts identity, digest directory and digest blocks behind the last cluster with a refcount.
@@ -123,18 +123,16 @@ func (w *Writer) writeTrailer(identity []byte) error {
 }
 
 // writeEntries writes the entries of a table at off as writeSparse does, without a second copy of the table in memory.
-func writeEntries(f io.WriterAt, entries []uint64, off int64) error {
-	step := max(1, min(len(entries), 8<<10))
-	buf := make([]byte, 0, step*8)
-	for part := range slices.Chunk(entries, step) {
-		b := buf
-		for _, e := range part {
-			b = binary.BigEndian.AppendUint64(b, e)
+func (w *Writer) writeEntries(entries []uint64, off int64) error {
+	for part := range slices.Chunk(entries, len(w.buf)/8) {
+		for i, e := range part {
+			binary.BigEndian.PutUint64(w.buf[i*8:], e)
 		}
-		if err := writeSparse(f, b, off); err != nil {
+		n := len(part) * 8
+		if err := writeSparse(w.f, w.buf[:n], off); err != nil {
 			return err
 		}
-		off += int64(len(b))
+		off += int64(n)
 	}
 	return nil
 }

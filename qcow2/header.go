@@ -26,16 +26,15 @@ const (
 	refcountOrder   = 4 // 16-bit refcounts
 	backingNameHome = sectorSize
 
-	incompatDirty        = 1 << 0
-	incompatCorrupt      = 1 << 1
-	incompatDataFile     = 1 << 2
-	incompatCompression  = 1 << 3
-	incompatExtendedL2   = 1 << 4
-	incompatUnderstood   = incompatDirty | incompatCorrupt | incompatCompression
-	extensionEnd         = 0
-	extensionBackingFmt  = 0xe2792aca
-	extensionRecord      = 0x52325131 // "R2Q1", ours: see Record
-	maxExtensionsCounted = 1024
+	incompatDirty       = 1 << 0
+	incompatCorrupt     = 1 << 1
+	incompatDataFile    = 1 << 2
+	incompatCompression = 1 << 3
+	incompatExtendedL2  = 1 << 4
+	incompatUnderstood  = incompatDirty | incompatCorrupt | incompatCompression
+	extensionEnd        = 0
+	extensionBackingFmt = 0xe2792aca
+	extensionRecord     = 0x52325131 // "R2Q1", ours: see Record
 )
 
 // CompressionType is the algorithm of all compressed clusters of a file (qcow2 specification, "compression_type").

@@ -49,7 +49,9 @@ type Writer struct {
 	l1        []uint64
 	l2        []uint64
 	l2Index   int64  // of the table in l2; -1: none
-	digests   []byte // of the Data clusters of the table in l2
+	block     []byte // digest block of the table in l2: room for the hash of its kinds, and the digests so far
+	kinds     []byte // buffer for those kinds
+	buf       []byte // buffer of writeEntries
 	directory []directoryEntry
 	spool     *spool
 	nextGuest int64 // the lowest guest offset that may still be written
@@ -96,6 +98,9 @@ func NewWriter(f File, o WriterOptions) (*Writer, error) {
 		l1:      make([]uint64, entries),
 		l2:      make([]uint64, o.ClusterSize/8),
 		l2Index: -1,
+		block:   make([]byte, DigestSize),
+		kinds:   make([]byte, o.ClusterSize/8),
+		buf:     make([]byte, min(o.ClusterSize, 64<<10)),
 		spool:   newSpool(o.Scratch),
 	}
 	if o.Codec != nil {
@@ -128,40 +133,39 @@ func (w *Writer) finishTable() error {
 	if w.l2Index < 0 {
 		return nil
 	}
-	kinds := make([]byte, len(w.l2))
 	used := false
 	for i, e := range w.l2 {
-		kinds[i] = byte(entryKind(e))
+		w.kinds[i] = byte(entryKind(e))
 		used = used || e != 0
 	}
 	if !used {
 		return nil
 	}
 	off := w.alloc.clusters(1)
-	if err := writeEntries(w.f, w.l2, off); err != nil {
+	if err := w.writeEntries(w.l2, off); err != nil {
 		return fmt.Errorf("write L2 table: %w", err)
 	}
 	w.l1[w.l2Index] = uint64(off) | entryCopied
-	if err := w.queueDigests(kinds); err != nil {
+	if err := w.queueDigests(); err != nil {
 		return err
 	}
 	clear(w.l2)
 	return nil
 }
 
-func (w *Writer) queueDigests(kinds []byte) error {
-	hash := digestOf(kinds)
-	block := append(hash[:], w.digests...)
+func (w *Writer) queueDigests() error {
+	hash := digestOf(w.kinds)
+	copy(w.block, hash[:])
 	w.directory = append(w.directory, directoryEntry{
 		l1Index: uint32(w.l2Index),
-		count:   uint32(len(w.digests) / DigestSize),
+		count:   uint32(len(w.block)/DigestSize - 1),
 		offset:  w.spool.length, // from the first block, until Finish knows where that lies
-		hash:    digestOf(block),
+		hash:    digestOf(w.block),
 	})
-	w.digests = w.digests[:0]
-	if _, err := w.spool.Write(block); err != nil {
+	if _, err := w.spool.Write(w.block); err != nil {
 		return fmt.Errorf("write digests aside: %w", err)
 	}
+	w.block = w.block[:DigestSize]
 	return nil
 }
 

@@ -104,6 +104,9 @@ func (j *job) checkContent(ctx context.Context, b *base) error {
 		if err := b.chain.VerifyDigests(ctx); err != nil {
 			return err
 		}
+		if j.DryRun {
+			return nil
+		}
 		// So that the next run need not do it again; no harm if that is not allowed.
 		created := b.point.Identity.Created
 		if err := os.Chtimes(b.point.Path(), created, created); err != nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -190,6 +191,15 @@ func (j *job) removeStray(ctx context.Context) {
 	for _, name := range j.ownSnapshots(keep) {
 		j.removeSnapshot(ctx, name, "left by a killed run")
 	}
+	for _, s := range j.snapshots {
+		if s.Kind == rbd.TrashSnapshot && strings.HasPrefix(s.TrashedName, j.Repo.SnapshotPrefix()) {
+			err := j.Pool.RemoveTrashedSnapshot(ctx, j.ref.ID, s)
+			if errors.Is(err, rbd.ErrBusy) {
+				continue // in the trash for the sake of a clone
+			}
+			j.snapshotRemoved(s.TrashedName, "its removal was cut short", err)
+		}
+	}
 }
 
 // makeSnapshot makes our snapshot and completes the identity by it.
@@ -235,8 +245,12 @@ func (j *job) dropSnapshot(ctx context.Context, id *repo.Identity) {
 	if p := j.folder.Point(id.Point); p.Identity != nil && p.Identity.PointID == id.PointID {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupGrace)
+	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), cleanupGrace,
+		fmt.Errorf("no answer within %v", cleanupGrace))
 	defer cancel()
+	if _, err := j.Pool.SnapshotID(ctx, j.ref.ID, id.Snapshot.Name); errors.Is(err, rbd.ErrNotFound) {
+		return // so who may make none is not told that it can't be removed either
+	}
 	j.removeSnapshot(ctx, id.Snapshot.Name, "its point was not made")
 }
 
@@ -252,7 +266,10 @@ func (j *job) removeOld(ctx context.Context, b *base, id *repo.Identity) {
 
 // removeSnapshot removes a snapshot. Where that fails it is named; the next run tries again.
 func (j *job) removeSnapshot(ctx context.Context, name, why string) {
-	err := j.Pool.RemoveSnapshot(ctx, j.ref.ID, name)
+	j.snapshotRemoved(name, why, j.Pool.RemoveSnapshot(ctx, j.ref.ID, name))
+}
+
+func (j *job) snapshotRemoved(name, why string, err error) {
 	j.abandoned = j.abandoned || errors.Is(err, rbd.ErrAbandoned)
 	switch {
 	case err == nil:

@@ -71,7 +71,7 @@ func (p *Program) backup(ctx context.Context, spec, dir string, f *backupFlags) 
 	if o.Compression.Name, o.Compression.Codec, err = compress.Parse(f.compression); err != nil {
 		return usageError{err}
 	}
-	if err := errors.Join(f.output.validate(), o.Validate()); err != nil {
+	if err := errors.Join(f.output.validate(), checkCeph(&f.ceph), o.Validate()); err != nil {
 		return usageError{err}
 	}
 	r, err := repo.OpenOrAdopt(dir)

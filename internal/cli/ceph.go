@@ -22,6 +22,14 @@ func cephFlags(f *pflag.FlagSet, c *rbd.Config) {
 	_ = f.MarkHidden("rados-id")
 }
 
+// checkCeph checks what cephFlags has set.
+func checkCeph(c *rbd.Config) error {
+	if c.Timeout <= 0 {
+		return usagef("timeout %v: must be positive", c.Timeout)
+	}
+	return nil
+}
+
 // splitPool splits POOL[/NAMESPACE].
 func splitPool(spec string) (pool, namespace string, err error) {
 	pool, namespace, found := strings.Cut(spec, "/")

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"runtime"
+	"slices"
 
 	"github.com/spf13/cobra"
 )
@@ -63,6 +64,9 @@ are done; 130 and 143 interrupted.`,
 // arguments checks the number of arguments; most < 0 is any number.
 func arguments(least, most int) cobra.PositionalArgs {
 	return func(c *cobra.Command, args []string) error {
+		if i := slices.Index(args, ""); i >= 0 {
+			return usagef("argument %d is empty: an unset variable?", i+1)
+		}
 		if len(args) >= least && (most < 0 || len(args) <= most) {
 			return nil
 		}

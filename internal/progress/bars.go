@@ -30,7 +30,7 @@ func (b *Bars) Close() {
 	if b.all != nil {
 		b.all.Abort(true)
 	}
-	b.Shutdown()
+	b.Wait()
 }
 
 // Images starts the bar for all.

@@ -3,11 +3,9 @@ package rbd
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/ceph/go-ceph/rados"
@@ -54,7 +52,7 @@ func configure(cfg Config, options map[string]string) (*rados.Conn, error) {
 		return nil, fail("set up librados for", cfg.Name, err)
 	}
 	if cfg.ConfFile != "" {
-		err = fail("read configuration file", cfg.ConfFile, r.ReadConfigFile(cfg.ConfFile))
+		err = fail("read configuration file", cfg.ConfFile, explainConfigFile(cfg.ConfFile, r.ReadConfigFile(cfg.ConfFile)))
 	} else if err = r.ReadDefaultConfigFile(); errors.Is(translate(err), ErrNotFound) {
 		err = nil // as the rbd tool: everything may come from options
 	}
@@ -91,31 +89,6 @@ func configure(cfg Config, options map[string]string) (*rados.Conn, error) {
 		}
 	}
 	return r, nil
-}
-
-// explainConnect says what the codes of rados_connect mean.
-func explainConnect(cfg Config, r *rados.Conn, err error) error {
-	err = translate(err)
-	text := ""
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, syscall.ETIMEDOUT):
-		text = fmt.Sprintf("monitors did not answer within %v", cfg.Timeout)
-	case errors.Is(err, syscall.EACCES):
-		text = fmt.Sprintf("the cluster refused %s: user unknown, or wrong key", cfg.Name)
-	case errors.Is(err, syscall.ENOENT) && option(r, "mon_host") == "":
-		text = "no monitors known: no configuration file, or no mon_host in it"
-	case errors.Is(err, syscall.ENOENT):
-		text = fmt.Sprintf("no keyring for %s (looked for %s)", cfg.Name, option(r, "keyring"))
-	case errors.Is(err, syscall.EIO):
-		text = fmt.Sprintf("keyring can't be read (%s)", option(r, "keyring"))
-	case errors.Is(err, syscall.EINVAL):
-		text = fmt.Sprintf("address of monitors can't be used (%s)", option(r, "mon_host"))
-	default:
-		return err
-	}
-	return &explained{text, err}
 }
 
 func option(r *rados.Conn, name string) string {

@@ -29,11 +29,12 @@ func TestConnectErrors(t *testing.T) {
 		text   string
 	}{
 		"no configuration file": {func(c *Config) { c.ConfFile = "/nonexistent/ceph.conf" }, ErrNotFound, "configuration file /nonexistent/ceph.conf: not found"},
-		"garbage for one":       {func(c *Config) { c.ConfFile = file("garbage", "hello world\n[x") }, syscall.EINVAL, "configuration file"},
+		"garbage for one":       {func(c *Config) { c.ConfFile = file("garbage", "hello world\n[x") }, syscall.EINVAL, "garbage: it is not in the format"},
+		"a directory for one":   {func(c *Config) { c.ConfFile = dir }, syscall.EISDIR, "configuration file " + dir + ": is a directory"},
 		"an empty one":          {func(c *Config) { c.ConfFile = file("empty", "") }, ErrNotFound, "no monitors known"},
 		"no keyring":            {func(c *Config) { c.Keyring = "/nonexistent/keyring" }, ErrNotFound, "no keyring for client." + tp.User + " (looked for /nonexistent/keyring)"},
 		"garbage for a keyring": {func(c *Config) { c.Keyring = file("garbage", "hello world\n[x") }, syscall.EIO, "keyring can't be read"},
-		"another's keyring":     {func(c *Config) { c.Keyring = file("other", "[client.other]\n"+key) }, ErrPermission, "refused client." + tp.User},
+		"another's keyring":     {func(c *Config) { c.Keyring = file("other", "[client.other]\n"+key) }, ErrPermission, "no key for client." + tp.User + " in keyring " + dir + "/other"},
 		"wrong key":             {func(c *Config) { c.Keyring = file("wrong", "[client."+tp.User+"]\n"+key) }, ErrPermission, "refused client." + tp.User},
 		"unknown user":          {func(c *Config) { c.ID, c.Keyring = "other", file("other", "[client.other]\n"+key) }, ErrPermission, "refused client.other"},
 		"dead monitor":          {func(c *Config) { c.MonHost = "127.0.0.1:1" }, ErrTimeout, "monitors did not answer within 2s"},

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 
 	"github.com/ceph/go-ceph/rados"
 	librbd "github.com/ceph/go-ceph/rbd"
@@ -19,6 +20,7 @@ type Pool struct {
 	id        int64
 	name      string
 	namespace string
+	names     sync.Map // image id: name when last seen, for messages
 }
 
 // ImageRef names an image: Name can change and be given to another image, ID
@@ -105,6 +107,9 @@ func (p *Pool) String() string {
 // ListImages returns the images outside the trash, sorted by name, from rbd_list2.
 func (p *Pool) ListImages(ctx context.Context) ([]ImageRef, error) {
 	refs, err := call(ctx, p.handle, func() ([]ImageRef, error) { return listImages(p.ioctx) }, nil)
+	for _, ref := range refs {
+		p.names.Store(ref.ID, ref.Name)
+	}
 	return refs, fail("list images of", p.String(), err)
 }
 
@@ -138,8 +143,12 @@ func (p *Pool) OpenAt(ctx context.Context, imageID, snapshot string) (*Image, er
 	return img, nil
 }
 
+// idSpec names an image, as people know it where it has been listed, for messages.
 func (p *Pool) idSpec(imageID, snapshot string) string {
 	spec := p.Spec("id:" + imageID)
+	if name, ok := p.names.Load(imageID); ok {
+		spec = p.Spec(name.(string))
+	}
 	if snapshot != "" {
 		spec += "@" + snapshot
 	}

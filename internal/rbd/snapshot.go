@@ -31,6 +31,9 @@ type Snapshot struct {
 	Time      time.Time
 	Protected bool // user snapshots only
 	Flags     Flags
+	// TrashedName is the name that a trash snapshot had as a user snapshot. Every removal takes a snapshot through the
+	// trash where clones do without protection: one that is cut short leaves it there, for nobody to see.
+	TrashedName string
 }
 
 // Snapshots returns the snapshots of all kinds that existed when the image was
@@ -78,6 +81,11 @@ func (i *Image) describe(n native, s *Snapshot) error {
 	s.Time = time.Unix(t.Sec, t.Nsec).UTC()
 	if s.Kind == UserSnapshot && s.Name != "" {
 		if s.Protected, err = i.image.GetSnapshot(s.Name).IsProtected(); err != nil {
+			return err
+		}
+	}
+	if s.Kind == TrashSnapshot {
+		if s.TrashedName, err = i.image.GetSnapTrashNamespace(s.ID); err != nil {
 			return err
 		}
 	}
@@ -157,6 +165,22 @@ func (p *Pool) CreateSnapshot(ctx context.Context, imageID, snapshot string) err
 func (p *Pool) RemoveSnapshot(ctx context.Context, imageID, snapshot string) error {
 	return p.change(ctx, "remove snapshot", imageID, snapshot, func(img *librbd.Image) error {
 		return img.GetSnapshot(snapshot).Remove()
+	})
+}
+
+// RemoveTrashedSnapshot completes the removal of a snapshot that is in the trash
+// (rbd_snap_remove_by_id). Errors are those of [Pool.RemoveSnapshot]; ErrBusy
+// says that it has clones, the last of which takes it along.
+func (p *Pool) RemoveTrashedSnapshot(ctx context.Context, imageID string, s Snapshot) error {
+	return p.change(ctx, "remove trashed snapshot", imageID, s.Name, func(img *librbd.Image) error {
+		kind, err := img.GetSnapNamespaceType(s.ID)
+		if err != nil {
+			return err
+		}
+		if kindOf(kind) != TrashSnapshot {
+			return syscall.EINVAL
+		}
+		return img.RemoveSnapByID(s.ID)
 	})
 }
 

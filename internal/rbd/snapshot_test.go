@@ -156,3 +156,35 @@ func TestNonPrimary(t *testing.T) {
 		t.Errorf("snapshots %+v, %v", snaps, err)
 	}
 }
+
+// TestTrashedSnapshot has a clone keep a removed snapshot in the trash.
+func TestTrashedSnapshot(t *testing.T) {
+	t.Parallel()
+	tp := cephtest.Require(t).Pool(t)
+	ctx, p := connectAs(t, tp)
+	tp.CreateImage(t, "vm", 8<<20)
+	id := tp.Info(t, "vm").ID
+	if err := p.CreateSnapshot(ctx, id, "s"); err != nil {
+		t.Fatal(err)
+	}
+	user, err := openAt(ctx, t, p, id, "").Snapshots(ctx)
+	if err != nil || len(user) != 1 {
+		t.Fatalf("snapshots %+v, %v", user, err)
+	}
+	if err := p.RemoveTrashedSnapshot(ctx, id, user[0]); !errors.Is(err, syscall.EINVAL) {
+		t.Errorf("one that is not in the trash: %v", err)
+	}
+	tp.RBD(t, "clone", "--rbd-default-clone-format=2", tp.Spec("vm@s"), tp.Spec("clone"))
+	tp.RemoveSnapshot(t, "vm@s")
+	trashed, err := openAt(ctx, t, p, id, "").Snapshots(ctx)
+	if err != nil || len(trashed) != 1 || trashed[0].Kind != TrashSnapshot || trashed[0].TrashedName != "s" {
+		t.Fatalf("snapshots %+v, %v", trashed, err)
+	}
+	if err := p.RemoveTrashedSnapshot(ctx, id, trashed[0]); !errors.Is(err, ErrBusy) {
+		t.Errorf("with a clone: %v", err)
+	}
+	tp.Remove(t, "clone")
+	if err := p.RemoveTrashedSnapshot(ctx, id, trashed[0]); !errors.Is(err, ErrNotFound) {
+		t.Errorf("after its clone: %v", err)
+	}
+}

@@ -106,6 +106,9 @@ func (p *Pending) link(path string) error {
 	return nil
 }
 
+// replace gives a file with a temporary name its own, which another file may have had.
+func (p *Pending) replace(path string) error { return os.Rename(p.name, path) }
+
 // Discard gives the file up. After Commit it does nothing.
 func (p *Pending) Discard() {
 	if p.Close() == nil && p.name != "" {
@@ -160,8 +163,9 @@ func syncDir(dir string) error {
 	return nil
 }
 
-// writeFileAtomic replaces a small file so that its old or its new content is there at every instant.
-func writeFileAtomic(path string, content []byte, mode os.FileMode) error {
+// writeFileAtomic writes a small file so that its old or its new content is there at every instant. What name does, link
+// or replace, decides whether an old one goes.
+func writeFileAtomic(path string, content []byte, mode os.FileMode, name func(p *Pending, path string) error) error {
 	dir := filepath.Dir(path)
 	p, err := createNamed(dir)
 	if err != nil {
@@ -178,7 +182,7 @@ func writeFileAtomic(path string, content []byte, mode os.FileMode) error {
 		return err
 	}
 	crashpoint.Reach(crashpoint.MarkerWritten)
-	if err := os.Rename(p.name, path); err != nil {
+	if err := name(p, path); err != nil {
 		return err
 	}
 	return syncDir(dir)

@@ -66,15 +66,16 @@ func Init(dir string) (*Repository, error) {
 			return nil, fmt.Errorf("make repository: %s is not empty (it has %q)", dir, e.Name())
 		}
 	}
-	return create(dir)
-}
-
-func create(dir string) (*Repository, error) {
-	r := &Repository{Dir: dir, marker: marker{Format: markerFormat, Repository: uuid.NewString()}}
+	r := newRepository(dir)
 	if err := r.writeMarker(); err != nil {
 		return nil, fmt.Errorf("make repository: %w", err)
 	}
 	return r, nil
+}
+
+// newRepository gives a repository that is not on disk yet.
+func newRepository(dir string) *Repository {
+	return &Repository{Dir: dir, marker: marker{Format: markerFormat, Repository: uuid.NewString()}}
 }
 
 // Open opens a repository. Nothing is written.
@@ -104,7 +105,7 @@ func Open(dir string) (*Repository, error) {
 	return r, nil
 }
 
-// OpenOrAdopt opens a repository, and makes one of a directory that the Python tool has left.
+// OpenOrAdopt opens a repository, or takes a directory that the Python tool has left for one; Bind makes it one for good.
 func OpenOrAdopt(dir string) (*Repository, error) {
 	r, err := Open(dir)
 	if !errors.Is(err, ErrNotRepository) {
@@ -117,7 +118,7 @@ func OpenOrAdopt(dir string) (*Repository, error) {
 	if !old {
 		return nil, err
 	}
-	return create(dir)
+	return newRepository(dir), nil
 }
 
 // hasForeignLayout looks for IMAGE/IMAGE@SECONDS.qcow2 beside IMAGE/empty.qcow2.
@@ -186,6 +187,12 @@ func (r *Repository) Bind(s Source) error {
 // bind does it alone: of two first backups, of different pools, one must not bind over the other.
 func (r *Repository) bind(s Source) error {
 	lock, err := r.lockMarker()
+	if errors.Is(err, fs.ErrNotExist) { // a directory of the Python tool
+		if err := r.createMarker(); err != nil {
+			return err
+		}
+		lock, err = r.lockMarker()
+	}
 	if err != nil {
 		return err
 	}
@@ -240,10 +247,20 @@ func (s Source) String() string {
 	return fmt.Sprintf("pool %s (id %d) of cluster %s", spec, s.PoolID, s.FSID)
 }
 
-func (r *Repository) writeMarker() error {
+func (r *Repository) writeMarker() error { return r.putMarker((*Pending).replace) }
+
+// createMarker writes the marker unless another run has done so meanwhile.
+func (r *Repository) createMarker() error {
+	if err := r.putMarker((*Pending).link); !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return nil
+}
+
+func (r *Repository) putMarker(name func(p *Pending, path string) error) error {
 	b, err := json.MarshalIndent(&r.marker, "", "  ")
 	if err != nil {
 		return err
 	}
-	return writeFileAtomic(filepath.Join(r.Dir, markerName), append(b, '\n'), 0o640)
+	return writeFileAtomic(filepath.Join(r.Dir, markerName), append(b, '\n'), 0o640, name)
 }

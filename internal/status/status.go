@@ -5,6 +5,7 @@ package status
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/rbd2qcow2/rbd2qcow2/internal/repo"
@@ -74,33 +75,48 @@ func Read(r *repo.Repository, names []string) ([]Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	wanted := make(map[string]bool)
-	for _, n := range names {
-		wanted[n] = true
-	}
 	images := []Image{}
-	found := make(map[string]bool)
 	for _, f := range folders {
 		points, err := f.Points()
 		if err != nil {
 			return nil, err
 		}
-		image := Image{Name: imageName(f, points), Folder: f.Name, Points: []Point{}}
-		if len(points) == 0 || len(names) > 0 && !wanted[image.Name] && !wanted[f.Name] {
+		if len(points) == 0 {
 			continue
 		}
-		found[image.Name], found[f.Name] = true, true
+		image := Image{Name: imageName(f, points), Folder: f.Name, Points: []Point{}}
 		for _, p := range points {
 			image.Points = append(image.Points, Describe(p))
 		}
 		images = append(images, image)
 	}
+	if len(names) == 0 {
+		return images, nil
+	}
+	images, err = pick(images, names)
+	if err != nil {
+		err = fmt.Errorf("list %s: %w", r.Dir, err)
+	}
+	return images, err
+}
+
+// pick gives the images of these names. A name that no image has may be that of a folder.
+func pick(images []Image, names []string) ([]Image, error) {
+	wanted := make(map[string]bool) // folders
 	var missing []error
 	for _, n := range names {
-		if !found[n] {
-			missing = append(missing, fmt.Errorf("image %q has no points in %s", n, r.Dir))
+		isImage := slices.ContainsFunc(images, func(i Image) bool { return i.Name == n })
+		found := false
+		for _, i := range images {
+			if i.Name == n || !isImage && i.Folder == n {
+				wanted[i.Folder], found = true, true
+			}
+		}
+		if !found {
+			missing = append(missing, fmt.Errorf("image %q has no points", n))
 		}
 	}
+	images = slices.DeleteFunc(images, func(i Image) bool { return !wanted[i.Folder] })
 	return images, errors.Join(missing...)
 }
 

@@ -1,13 +1,12 @@
 package crash
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -15,62 +14,73 @@ import (
 	"github.com/rbd2qcow2/rbd2qcow2/internal/cephtest"
 )
 
-// TestKillInsideSnapshotCall kills runs while librbd makes or removes a snapshot for them, until one leaves the image's
-// exclusive lock behind. Nobody but the administrator or a blocklisting user gets that from a dead client by itself, so
-// the next run has to, even if the one in between was interrupted.
+// TestKillInsideSnapshotCall kills runs while librbd makes or removes a snapshot for them.
 func TestKillInsideSnapshotCall(t *testing.T) {
 	pool := cephtest.Require(t).Pool(t)
+	const write = "write -P 1 0 1M"
+	// The image's exclusive lock stays. Nobody but an administrator can take that from a dead client by himself, so
+	// the next run has to see to it, even if the one in between is interrupted.
 	t.Run("create", func(t *testing.T) {
 		t.Parallel()
-		s := newScene(t, pool, "create", 8<<20, "write -P 1 0 1M")
-		s.leaveDeadLock(t, "phase=snapshot", func() {})
+		s := newScene(t, pool, "create", 8<<20, write)
+		s.killInside(t, "phase=snapshot", func() {}, s.lockStays)
 		s.checkDeadLock(t)
 	})
 	t.Run("remove", func(t *testing.T) {
 		t.Parallel()
-		s := newScene(t, pool, "remove", 8<<20, "write -P 1 0 1M")
+		s := newScene(t, pool, "remove", 8<<20, write)
 		s.checkNext(t)
-		strays := 0
-		s.leaveDeadLock(t, "connected for snapshots", func() {
-			for range 8 { // as killed runs leave them; to remove them takes longer than to find a moment in between
-				strays++
-				s.pool.CreateSnapshot(t, fmt.Sprintf("%s@%s.%s", s.image, s.snapshotPrefix(t),
-					time.Unix(int64(strays), 0).UTC().Format("20060102T150405Z")))
-			}
-		})
+		s.killInside(t, "connected for snapshots", s.leaveStrays(t), s.lockStays)
 		s.checkDeadLock(t)
+	})
+	// A snapshot on its way out has left the list of snapshots and is in the trash. Without a lock to wait for.
+	t.Run("trash", func(t *testing.T) {
+		s := newScene(t, pool, "trash", 8<<20, write)
+		pool.RBD(t, "feature", "disable", pool.Spec(s.image), "fast-diff", "object-map", "exclusive-lock")
+		s.checkNext(t)
+		s.killInside(t, "connected for snapshots", s.leaveStrays(t), s.hasTrash)
+		s.checkNext(t)
 	})
 }
 
-// leaveDeadLock kills runs soon after they have logged a phrase, until one leaves the image locked.
-func (s *scene) leaveDeadLock(t *testing.T, phrase string, prepare func()) {
+// leaveStrays gives a function that makes snapshots as killed runs leave them, for the next run to remove: so many
+// that a moment inside a removal is easily found.
+func (s *scene) leaveStrays(t *testing.T) func() {
+	n := 0
+	return func() {
+		for range 8 {
+			n++
+			s.pool.CreateSnapshot(t, fmt.Sprintf("%s@%s.%s", s.image, s.snapshotPrefix(t),
+				time.Unix(int64(n), 0).UTC().Format("20060102T150405Z")))
+		}
+	}
+}
+
+// killInside kills runs soon after they have logged a phrase, until one leaves what is hoped for.
+func (s *scene) killInside(t *testing.T, phrase string, prepare func(), hit func(*testing.T) bool) {
 	t.Helper()
 	moments := random(t)
-	for attempt := range 60 {
+	for attempt := range 100 {
 		prepare()
-		p := &process{Cmd: program.Command(t.Context(), s.args()...), started: time.Now()}
-		log := &watchedLog{phrase: phrase, seen: make(chan struct{})}
-		p.Stderr = log
-		if err := p.Start(); err != nil {
-			t.Fatal(err)
-		}
-		select {
-		case <-log.seen:
-		case <-time.After(time.Minute):
-		}
+		p := startWatched(t, s.args(), phrase)
 		moment := time.Duration(moments.Int64N(int64(60 * time.Millisecond)))
-		time.Sleep(moment)
-		_ = p.Process.Kill()
-		_ = p.Wait()
+		p.signal(t, syscall.SIGKILL, time.Since(p.started)+moment)
+		p.wait(t)
 		s.checkLeft(t)
-		if !s.lockStays(t) {
-			continue
+		if hit(t) {
+			t.Logf("attempt %d, killed %v after %q", attempt+1, moment.Round(time.Millisecond), phrase)
+			return
 		}
-		t.Logf("attempt %d, %v after %q, left snapshots %v and the lock of a dead client", attempt+1,
-			moment.Round(time.Millisecond), phrase, s.ownSnapshots(t))
-		return
 	}
 	t.Fatal("no kill has hit a change of snapshots")
+}
+
+// hasTrash says whether a snapshot is in the trash.
+func (s *scene) hasTrash(t *testing.T) bool {
+	t.Helper()
+	return slices.ContainsFunc(s.pool.Snapshots(t, s.image), func(s cephtest.Snapshot) bool {
+		return s.Namespace.Type == "trash"
+	})
 }
 
 // checkDeadLock has a run be interrupted while it waits for the dead client's end, and the next one succeed.
@@ -118,25 +128,4 @@ func (s *scene) snapshotPrefix(t *testing.T) string {
 		t.Fatal(err)
 	}
 	return "rbd2qcow2." + strings.ReplaceAll(marker.Repository, "-", "")[:12]
-}
-
-// watchedLog tells when a phrase is written to it.
-type watchedLog struct {
-	phrase string
-	seen   chan struct{} // closed then
-
-	mu      sync.Mutex
-	written bytes.Buffer
-	found   bool
-}
-
-func (l *watchedLog) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.written.Write(p)
-	if !l.found && bytes.Contains(l.written.Bytes(), []byte(l.phrase)) {
-		l.found = true
-		close(l.seen)
-	}
-	return len(p), nil
 }

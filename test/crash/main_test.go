@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"strconv"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -52,6 +53,7 @@ func number(t *testing.T, variable string, otherwise int64) int64 {
 // process is a run of the program that is going to be killed or interrupted.
 type process struct {
 	*exec.Cmd
+	log     *watchedLog
 	started time.Time
 	exited  chan struct{} // closed when it has ended
 }
@@ -59,8 +61,30 @@ type process struct {
 // start starts the program with more environment variables.
 func start(t *testing.T, args []string, env ...string) *process {
 	t.Helper()
-	p := &process{Cmd: program.Command(t.Context(), args...), exited: make(chan struct{})}
+	p := &process{Cmd: program.Command(t.Context(), args...), log: &watchedLog{}, exited: make(chan struct{})}
 	p.Env = append(p.Env, env...)
+	p.Stderr = p.log
+	p.begin(t)
+	return p
+}
+
+// startWatched starts the program and waits until it has logged a phrase.
+func startWatched(t *testing.T, args []string, phrase string) *process {
+	t.Helper()
+	log := &watchedLog{phrase: phrase, seen: make(chan struct{})}
+	p := &process{Cmd: program.Command(t.Context(), args...), log: log, exited: make(chan struct{})}
+	p.Stderr = log
+	p.begin(t)
+	select {
+	case <-log.seen:
+	case <-p.exited:
+		t.Fatalf("%q was not logged\n%s", phrase, p.stderr())
+	}
+	return p
+}
+
+func (p *process) begin(t *testing.T) {
+	t.Helper()
 	p.started = time.Now()
 	if err := p.Start(); err != nil {
 		t.Fatal(err)
@@ -69,7 +93,6 @@ func start(t *testing.T, args []string, env ...string) *process {
 		_ = p.Wait() // ProcessState tells
 		close(p.exited)
 	}()
-	return p
 }
 
 // signal sends a signal after a while. It is fine if the process has ended.
@@ -103,5 +126,30 @@ func (p *process) killedBy() syscall.Signal {
 	return 0
 }
 
-// stderr is what it has said; to be asked when it has ended.
-func (p *process) stderr() string { return p.Stderr.(*bytes.Buffer).String() }
+// stderr is what it has said so far.
+func (p *process) stderr() string {
+	p.log.mu.Lock()
+	defer p.log.mu.Unlock()
+	return p.log.written.String()
+}
+
+// watchedLog collects what is written to it, and tells when there is a phrase in it.
+type watchedLog struct {
+	phrase string
+	seen   chan struct{} // closed then; nil: there is no phrase
+
+	mu      sync.Mutex
+	written bytes.Buffer
+	found   bool
+}
+
+func (l *watchedLog) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.written.Write(p)
+	if l.seen != nil && !l.found && bytes.Contains(l.written.Bytes(), []byte(l.phrase)) {
+		l.found = true
+		close(l.seen)
+	}
+	return len(p), nil
+}

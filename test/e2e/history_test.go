@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -170,12 +169,11 @@ func (h *history) backUp(t *testing.T) {
 
 // checkList holds what list says of the points against what backup said.
 func (h *history) checkList(t *testing.T) {
-	r := program.Run(t, "list", "--json", h.dir)
-	var listed struct{ Images []status.Image }
-	if err := json.Unmarshal([]byte(r.Stdout), &listed); err != nil || r.Code != 0 || len(listed.Images) != 1 {
-		t.Fatalf("list: exit status %d, %v\n%s%s", r.Code, err, r.Stdout, r.Stderr)
+	listed := list(t, h.dir)
+	if len(listed) != 1 {
+		t.Fatalf("%d images are listed, want one", len(listed))
 	}
-	got := listed.Images[0].Points
+	got := listed[0].Points
 	for i, want := range h.points {
 		if i >= len(got) || got[i].Point != want.Point || got[i].State != repo.Good || got[i].Kind != want.Kind {
 			t.Errorf("list gives %+v, want %+v", got, h.points)
@@ -194,3 +192,22 @@ func (h *history) removeImage(t *testing.T) {
 func (h *history) chance(n int) bool { return h.rng.IntN(n) == 0 }
 
 func pick[T any](rng *rand.Rand, choices ...T) T { return choices[rng.IntN(len(choices))] }
+
+// TestTinyDisk goes through sizes around a sector, and through none at all.
+func TestTinyDisk(t *testing.T) {
+	t.Parallel()
+	pool := cephtest.Require(t).Pool(t)
+	d := newDisk(t, pool, "vm", 1000)
+	pool.IO(t, d.image, "write -P 7 0 1000")
+	parent := d.backup(t).Points[0].Point
+	for _, size := range []int64{0, 2000, 511, 513, 512, 1} {
+		pool.Resize(t, d.image, size)
+		if size > 1000 {
+			pool.IO(t, d.image, "write -P 8 400 1600")
+		}
+		r := d.backup(t)
+		d.wantIncrement(t, r, parent)
+		parent = r.Points[0].Point
+	}
+	d.check(t)
+}

@@ -1,0 +1,103 @@
+package repo
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+func lockedFolder(t *testing.T) (*Folder, *Lock) {
+	t.Helper()
+	f := (&Repository{Dir: t.TempDir()}).Folder("vm")
+	if err := f.Create(); err != nil {
+		t.Fatal(err)
+	}
+	return f, mustLock(t, f)
+}
+
+func mustLock(t *testing.T, f *Folder) *Lock {
+	t.Helper()
+	l, err := f.Lock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+func lockFile(f *Folder) string { return filepath.Join(f.Dir, stateDir, "lock") }
+
+func TestLockNamesHolder(t *testing.T) {
+	f, l := lockedFolder(t)
+	var locked *LockedError
+	if _, err := f.Lock(); !errors.As(err, &locked) || locked.Holder.PID != os.Getpid() || locked.Holder.Host == "" {
+		t.Errorf("second lock: %v", err)
+	}
+	if err := l.Unlock(); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Stat(lockFile(f)); err != nil || info.Size() != 0 {
+		t.Errorf("lock file after the end: %v, %v", info, err)
+	}
+	if err := mustLock(t, f).Unlock(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestDeadClients follows a client that may hold a lock of the cluster through the runs after its own.
+func TestDeadClients(t *testing.T) {
+	f, l := lockedFolder(t)
+	if err := l.AddClient("client.1"); err != nil {
+		t.Fatal(err)
+	}
+	l.file.Close() // as by a kill
+
+	// A run that fails before it has looked after the client leaves it to the next one, with its own if need be.
+	l = mustLock(t, f)
+	if got := l.DeadClients(); !slices.Equal(got, []string{"client.1"}) {
+		t.Errorf("dead clients %v", got)
+	}
+	if err := l.AddClient("client.2"); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Unlock(); err != nil {
+		t.Fatal(err)
+	}
+	l = mustLock(t, f)
+	if got := l.DeadClients(); !slices.Equal(got, []string{"client.1", "client.2"}) {
+		t.Errorf("dead clients %v", got)
+	}
+	l.Forget("client.1", "client.2")
+	if err := l.Unlock(); err != nil {
+		t.Fatal(err)
+	}
+	l = mustLock(t, f)
+	if got := l.DeadClients(); len(got) != 0 {
+		t.Errorf("dead clients %v", got)
+	}
+	_ = l.Unlock()
+}
+
+// TestDeadClientsBehindLongerContent has a kill strike when a shorter content was written over a longer one.
+func TestDeadClientsBehindLongerContent(t *testing.T) {
+	f, l := lockedFolder(t)
+	if err := l.AddClient("client.1"); err != nil {
+		t.Fatal(err)
+	}
+	l.file.Close()
+	file, err := os.OpenFile(lockFile(f), os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := file.WriteString(strings.Repeat("}", 100)); err != nil {
+		t.Fatal(err)
+	}
+	file.Close()
+	l = mustLock(t, f)
+	if got := l.DeadClients(); !slices.Equal(got, []string{"client.1"}) {
+		t.Errorf("dead clients %v", got)
+	}
+	_ = l.Unlock()
+}
