@@ -14,11 +14,11 @@ TAG = $(shell scripts/ceph-tag)
 CLUSTER := test/cluster/ceph-cluster
 GOLANGCI_VERSION := v2.15.0
 GOLANGCI := bin/tools/golangci-lint-$(GOLANGCI_VERSION)
-SCRIPTS = $(shell grep -rlIm1 '^\#!.*sh$$' scripts test .ci)
+SCRIPTS = $(shell grep -rlIm1 '^\#!.*sh$$' scripts test bench .ci)
 
 export CGO_ENABLED := 1
 
-.PHONY: help deps deps-test build demo test test-short lint fuzz cover clean
+.PHONY: help deps deps-test build demo test test-short lint fuzz bench cover clean
 
 help: ## list the targets
 	@awk -F ': .*## ' '/^[a-z-]+:.* ## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +59,10 @@ cover: deps-test ## run all tests and write the coverage to bin/cover.html
 	RBD2QCOW2_TEST_REQUIRE=1 $(CLUSTER) run -- go test -tags '$(TAG)' -timeout $(TIMEOUT) -coverpkg=./... -coverprofile=bin/cover.out ./...
 	go tool cover -html=bin/cover.out -o bin/cover.html
 	go tool cover -func=bin/cover.out | tail -n 1
+
+bench: build deps-test ## time backups against qemu-img on a throw-away cluster
+	@command -v /usr/bin/time >/dev/null || { echo 'bench: please install (Debian'"'"'s name): time' >&2; exit 1; }
+	bench/full-backup
 
 clean: ## remove what was built
 	rm -rf bin
