@@ -24,23 +24,9 @@ func unchecked(t *testing.T, b []byte) []region {
 		t.Fatal(err)
 	}
 	be, size := binary.BigEndian, h.ClusterSize()
-	extensions := int64(112) // the end of our own ones
-	if h.BackingFile != "" {
-		extensions += 16
-	}
-	extensions += 8 + 128
+	name := min(512, size) // of the backing file: behind it the first cluster is empty
 	regions := []region{
-		{"place of the backing file name: the identity tells whether there is one", 8, 20, 0},
-		{"padding of the backing format", 125, 128, 0},
-		{"end of the extensions", extensions, min(512, size), 0},
-		{"backing file name, and the rest of the first cluster", min(512, size), size, 0},
-		{"size of the L1 table: it may be larger than needed", 36, 40, 0},
-		{"place of the refcount table", 48, 60, 0},
-		{"internal snapshots", 60, 72, 0},
-		{"dirty", 79, 80, 1},
-		{"compatible and autoclear features", 80, 96, 0},
-		{"refcount order", 96, 100, 0},
-		{"padding of the header", 105, 112, 0},
+		{"rest of the first cluster", name + int64(len(h.BackingFile)), size, 0},
 		{"end of the L1 table's last cluster", h.L1Offset + int64(h.L1Size)*8, (h.L1Offset + int64(h.L1Size)*8 + size - 1) / size * size, 0},
 		{"refcount table", h.RefTableOffset, h.RefTableOffset + int64(h.RefTableClusters)*size, 0},
 		{"refcount blocks", h.RefTableOffset, h.Record.IdentityOffset, 0}, // the last ones lie behind the table
@@ -140,19 +126,16 @@ func flipEveryBit(t *testing.T, file []byte, below *qcow2.Image, content, identi
 				}
 				continue
 			}
-			if why := reason(allowed, at, mask); why == "" && !isSize(at) {
+			if why := reason(allowed, at, mask); why == "" {
 				t.Errorf("byte %d (%#x), bit %d: not found", at, file[at], bit)
 			}
-			if !isSize(at) && !bytes.Equal(gotContent, content) || !bytes.Equal(gotIdentity, identity) {
+			if !bytes.Equal(gotContent, content) || !bytes.Equal(gotIdentity, identity) {
 				t.Errorf("byte %d, bit %d: not found, but other content", at, bit)
 			}
 		}
 	}
 	return tried
 }
-
-// isSize says whether a byte belongs to the virtual size: the identity has it too, which is for its owner to compare.
-func isSize(at int) bool { return at >= 24 && at < 32 }
 
 func reason(regions []region, at int, mask byte) string {
 	for _, r := range regions {

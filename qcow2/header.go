@@ -32,6 +32,7 @@ const (
 	incompatCompression = 1 << 3
 	incompatExtendedL2  = 1 << 4
 	incompatUnderstood  = incompatDirty | incompatCorrupt | incompatCompression
+	extensionHead       = 8
 	extensionEnd        = 0
 	extensionBackingFmt = 0xe2792aca
 	extensionRecord     = 0x52325131 // "R2Q1", ours: see Record
@@ -76,6 +77,7 @@ type Header struct {
 	RecordError         error   // why the record that the file carries is of no use; nil beside a foreign file's nil Record
 	backingOffset       int64
 	backingLength       int64
+	recordOffset        int64
 	headerAndExtensions int
 }
 
@@ -136,11 +138,15 @@ func (h *Header) encodeSector() []byte {
 	if h.BackingFile != "" {
 		b = appendExtension(b, extensionBackingFmt, []byte(h.BackingFormat))
 	}
+	record := len(b) + extensionHead
 	if h.Record != nil {
 		b = appendExtension(b, extensionRecord, h.Record.encode())
 	}
-	b = appendExtension(b, extensionEnd, nil)
-	return b[:sectorSize]
+	b = appendExtension(b, extensionEnd, nil)[:sectorSize]
+	if h.Record != nil {
+		seal(b, record, h.BackingFile)
+	}
+	return b
 }
 
 func appendExtension(b []byte, kind uint32, data []byte) []byte {

@@ -2,6 +2,7 @@ package qcow2
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -23,8 +24,8 @@ func headerError(offset int64, format string, args ...any) error {
 
 // ReadHeader reads and checks the header of a file of fileLength bytes (qcow2 specification, "Header").
 //
-// Whose file it is: Record is set for ours, RecordError for ours with a record that is damaged or of a later
-// version, neither for one that another program made. Errors are ErrNotQcow2, *CorruptError, also for a file that
+// Whose file it is: Record is set for ours, RecordError for ours where the record is damaged or of a later version, or
+// the header is not as the record has it; neither for one that another program made. Errors are ErrNotQcow2, *CorruptError, also for a file that
 // is marked corrupt, *UnsupportedError, or those of r.
 func ReadHeader(r io.ReaderAt, fileLength int64) (*Header, error) {
 	fixed := make([]byte, min(headerLength, max(fileLength, 0)))
@@ -189,6 +190,34 @@ func (h *Header) readVariable(r io.ReaderAt, length, fileLength int64) error {
 	if err := h.readExtensions(r, length, end); err != nil {
 		return err
 	}
+	if err := h.readBackingName(r); err != nil {
+		return err
+	}
+	if h.Record == nil {
+		return nil
+	}
+	return h.checkHash(r)
+}
+
+// checkHash compares the header with the hash that the record has of it.
+func (h *Header) checkHash(r io.ReaderAt) error {
+	changed := corrupt("header", 0, "its hash is another: it was damaged, or changed by another program")
+	if h.recordOffset+recordLength > sectorSize {
+		h.RecordError = changed
+		return nil
+	}
+	sector := make([]byte, sectorSize)
+	if _, err := readFullAt(r, sector, 0); err != nil {
+		return fmt.Errorf("read header: %w", err)
+	}
+	hash := headerHash(sector, int(h.recordOffset), h.BackingFile)
+	if !bytes.Equal(hash[:], sector[h.recordOffset+recordHeaderHash:][:DigestSize]) {
+		h.RecordError = changed
+	}
+	return nil
+}
+
+func (h *Header) readBackingName(r io.ReaderAt) error {
 	if h.backingOffset == 0 {
 		return nil
 	}
@@ -221,6 +250,9 @@ func (h *Header) readExtensions(r io.ReaderAt, off, end int64) error {
 			return corrupt("header extension", off-8, "type %#x, %d bytes: too long", kind, n)
 		}
 		padded := min((n+7)&^7, end-off)
+		if kind == extensionRecord {
+			h.recordOffset = off
+		}
 		if err := h.readExtension(in, kind, n); err != nil {
 			return err
 		}

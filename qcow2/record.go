@@ -1,6 +1,7 @@
 package qcow2
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
@@ -21,7 +22,10 @@ const (
 const (
 	recordMagic   = "RBD2QCOW"
 	recordVersion = 1
-	recordLength  = 128
+	recordLength  = 144
+	// The record's own last fields.
+	recordHeaderHash = 120
+	recordChecksum   = 136
 )
 
 // Record is the content of our header extension: where in the file the identity and the digest directory lie, and
@@ -38,6 +42,7 @@ type Record struct {
 	FileLength      int64 // length of the whole file
 }
 
+// encode gives the record with nothing in its last two fields: see seal.
 func (r *Record) encode() []byte {
 	b := make([]byte, 0, recordLength)
 	be := binary.BigEndian
@@ -51,17 +56,34 @@ func (r *Record) encode() []byte {
 	b = be.AppendUint64(b, uint64(r.DirectoryLength))
 	b = append(b, r.DirectorySHA256[:]...)
 	b = be.AppendUint64(b, uint64(r.FileLength))
-	return be.AppendUint64(b, xxh3.Hash(b))
+	return b[:recordLength]
 }
 
-// decodeRecord is the inverse of encode. A later version may be longer, but keeps the first recordLength bytes'
-// checksum, so that damage and age are told apart.
+// seal completes the record at the offset at of a file's first sector: by the hash of that sector and the backing file
+// name, which lies elsewhere, and by a checksum of the record itself, so that damage of the two is told apart.
+func seal(sector []byte, at int, backingFile string) {
+	record := sector[at:][:recordLength]
+	hash := headerHash(sector, at, backingFile)
+	copy(record[recordHeaderHash:], hash[:])
+	binary.BigEndian.PutUint64(record[recordChecksum:], xxh3.Hash(record[:recordChecksum]))
+}
+
+// headerHash is the hash of the first sector, the last two fields of the record at the offset at taken as zero, and
+// of the backing file name.
+func headerHash(sector []byte, at int, backingFile string) Digest {
+	b := append(bytes.Clone(sector), backingFile...)
+	clear(b[at+recordHeaderHash : at+recordLength])
+	return digestOf(b)
+}
+
+// decodeRecord is the inverse of encode and seal, but for the hash of the header. A later version may be longer, but
+// keeps the checksum of what was there before, so that damage and age are told apart.
 func decodeRecord(b []byte) (*Record, error) {
 	be := binary.BigEndian
 	if len(b) < recordLength || string(b[:8]) != recordMagic {
 		return nil, corrupt("record", 0, "wrong magic or length %d", len(b))
 	}
-	if be.Uint64(b[120:]) != xxh3.Hash(b[:120]) {
+	if be.Uint64(b[recordChecksum:]) != xxh3.Hash(b[:recordChecksum]) {
 		return nil, corrupt("record", 0, "wrong checksum")
 	}
 	if v := be.Uint16(b[8:]); v != recordVersion {

@@ -22,12 +22,14 @@ type step struct {
 
 // memoryFile is a file in memory that keeps the steps that made it, and fails from the one with number failAt on.
 type memoryFile struct {
-	steps  []step
-	failAt int // -1: never
+	steps    []step
+	failAt   int // -1: never
+	failures int
 }
 
 func (f *memoryFile) do(s step) error {
 	if f.failAt >= 0 && len(f.steps) >= f.failAt {
+		f.failures++
 		return syscall.ENOSPC
 	}
 	f.steps = append(f.steps, s)
@@ -65,41 +67,54 @@ func (f *memoryFile) content(n int) []byte {
 	return b
 }
 
-// writeSome writes a file that has everything: several L2 tables and refcount blocks, data of each kind, zeroes.
-func writeSome(f qcow2.File, codec qcow2.Codec) (err error) {
-	const cluster = 1 << 10
-	o := qcow2.WriterOptions{Size: 1 << 20, ClusterSize: cluster, Codec: codec, BackingFile: "./below.qcow2"}
-	w, err := qcow2.NewWriter(f, o)
+const someCluster = 1 << 10
+
+// someChunks is data of each kind, with gaps.
+func someChunks(t *testing.T, codec qcow2.Codec) []*qcow2.Chunk {
+	t.Helper()
+	encoder, err := qcow2.NewChunkEncoder(codec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var chunks []*qcow2.Chunk
+	for off := int64(0); off < 1<<20; off += 64 << 10 {
+		c := &qcow2.Chunk{Offset: off, Data: guest(60<<10, uint64(off))}
+		if err := encoder.Encode(c, someCluster); err != nil {
+			t.Fatal(err)
+		}
+		chunks = append(chunks, c)
+	}
+	return chunks
+}
+
+// writeSome writes the chunks, and zeroes between them: a file with several L2 tables and refcount blocks.
+func writeSome(f qcow2.File, codec qcow2.Codec, chunks []*qcow2.Chunk) (err error) {
+	w, err := qcow2.NewWriter(f, qcow2.WriterOptions{
+		Size: 1 << 20, ClusterSize: someCluster, Codec: codec, BackingFile: "./below.qcow2",
+	})
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, w.Close()) }()
-	encoder, err := qcow2.NewChunkEncoder(codec)
-	if err != nil {
-		return err
-	}
-	for off := int64(0); off < o.Size; off += 64 << 10 {
-		c := qcow2.Chunk{Offset: off, Data: guest(60<<10, uint64(off))}
-		if err := encoder.Encode(&c, cluster); err != nil {
+	for _, c := range chunks {
+		if err := w.Append(c); err != nil {
 			return err
 		}
-		if err := w.Append(&c); err != nil {
-			return err
-		}
-		if err := w.Zero(off+60<<10, 2<<10); err != nil {
+		if err := w.Zero(c.Offset+60<<10, 2<<10); err != nil {
 			return err
 		}
 	}
 	return w.Finish([]byte("identity"))
 }
 
-// Whichever step fails, the error comes out, and what is there is no qcow2 file.
+// Whichever step fails, the error comes out, and nothing is done after it.
 func TestWriterFileFails(t *testing.T) {
 	for name, codec := range map[string]qcow2.Codec{"none": nil, "zlib": qcow2.ZlibCodec()} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
+			chunks := someChunks(t, codec)
 			whole := memoryFile{failAt: -1}
-			if err := writeSome(&whole, codec); err != nil {
+			if err := writeSome(&whole, codec, chunks); err != nil {
 				t.Fatal(err)
 			}
 			if len(whole.steps) < 30 {
@@ -107,11 +122,11 @@ func TestWriterFileFails(t *testing.T) {
 			}
 			for n := range whole.steps {
 				f := memoryFile{failAt: n}
-				if err := writeSome(&f, codec); !errors.Is(err, syscall.ENOSPC) {
+				if err := writeSome(&f, codec, chunks); !errors.Is(err, syscall.ENOSPC) {
 					t.Errorf("failure of step %d, %s: %v", n, whole.steps[n].op, err)
 				}
-				if len(f.steps) > n {
-					t.Errorf("%d steps after the failure of number %d", len(f.steps)-n, n)
+				if f.failures != 1 {
+					t.Errorf("failure of step %d: %d more steps after it", n, f.failures-1)
 				}
 			}
 		})
@@ -122,7 +137,7 @@ func TestWriterFileFails(t *testing.T) {
 func TestWriterWritesHeaderLast(t *testing.T) {
 	qemutest.Require(t, "qemu-img")
 	f := memoryFile{failAt: -1}
-	if err := writeSome(&f, qcow2.ZlibCodec()); err != nil {
+	if err := writeSome(&f, qcow2.ZlibCodec(), someChunks(t, qcow2.ZlibCodec())); err != nil {
 		t.Fatal(err)
 	}
 	last := len(f.steps) - 3

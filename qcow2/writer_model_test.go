@@ -201,12 +201,12 @@ func (c *chain) checkQEMU(t *testing.T) {
 }
 
 // Random chains of one to four files read back as what was written to them: by our reader, and some by qemu-img.
-// With RBD2QCOW2_TEST_LONG=1 there are twenty times as many. The seed of a chain is the name of its subtest.
+// With RBD2QCOW2_TEST_LONG=1 there are twenty-five times as many. The seed of a chain is the name of its subtest.
 func TestWriterModel(t *testing.T) {
 	qemutest.Require(t, "qemu-img")
-	seeds := uint64(300)
+	seeds := uint64(240)
 	if long() {
-		seeds *= 20
+		seeds *= 25
 	}
 	for seed := range seeds {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {

@@ -84,14 +84,15 @@ const scaleVariable = "RBD2QCOW2_TEST_SCALE" // for the child process: which one
 // process of its own. With RBD2QCOW2_TEST_LONG=1 there are more tables, and VerifyDigests reads all of them.
 func TestWriterMemory(t *testing.T) {
 	qemutest.Require(t, "qemu-img", "qemu-io")
-	if os.Getenv(scaleVariable) != "" {
-		t.Skip("this is the child")
+	if name := os.Getenv(scaleVariable); name != "" {
+		scales()[name].child(t)
+		return
 	}
 	for name, s := range scales() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			file := filepath.Join(t.TempDir(), "large.qcow2")
-			cmd := exec.Command(os.Args[0], "-test.run=^TestWriterScale$", "-test.v")
+			cmd := exec.Command(os.Args[0], "-test.run=^TestWriterMemory$")
 			cmd.Env = append(os.Environ(), scaleVariable+"="+name, scaleVariable+"_FILE="+file)
 			start := time.Now()
 			out, err := cmd.CombinedOutput()
@@ -122,12 +123,9 @@ func match(t *testing.T, pattern string, b []byte) []byte {
 	return m[1]
 }
 
-// TestWriterScale is the child of TestWriterMemory.
-func TestWriterScale(t *testing.T) {
-	s, ok := scales()[os.Getenv(scaleVariable)]
-	if !ok {
-		t.Skip("only as the child of TestWriterMemory")
-	}
+// child writes the disk, and prints the memory that it took.
+func (s scale) child(t *testing.T) {
+	t.Helper()
 	var f qcow2.File = &countingFile{}
 	if s.codec != nil {
 		file, err := os.Create(os.Getenv(scaleVariable + "_FILE"))

@@ -64,11 +64,12 @@ func (j *job) describeSnapshot(ctx context.Context, src *rbd.Image, id *repo.Ide
 	id.SnapSeq = j.info.SnapSeq
 	id.Image = repo.Image{
 		FSID: j.source.FSID, PoolID: j.source.PoolID, Pool: j.source.Pool, Namespace: j.source.Namespace,
-		Name: j.ref.Name, ID: j.ref.ID, Size: src.Size(),
+		ID: j.ref.ID, Size: src.Size(),
 		ObjectSize: j.info.ObjectSize, StripeUnit: j.info.StripeUnit, StripeCount: j.info.StripeCount,
 		Features: j.info.Features.Names(), Flags: j.info.Flags.String(), SnapFlags: id.Image.SnapFlags,
 		DataPool: j.info.DataPool, Metadata: j.metadata,
 	}
+	id.Image.SetName(j.ref.Name)
 	if p := j.info.Parent; p != nil {
 		id.Image.CloneParent = &repo.CloneParent{
 			Pool: p.Pool, Namespace: p.Namespace, Image: p.Image, ImageID: p.ImageID, Snapshot: p.Snapshot,

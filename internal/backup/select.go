@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path"
 	"slices"
+	"strings"
 
 	"github.com/rbd2qcow2/rbd2qcow2/internal/rbd"
 	"github.com/rbd2qcow2/rbd2qcow2/internal/repo"
@@ -51,7 +52,9 @@ func matches(pattern, name string) bool {
 	if pattern == name {
 		return true
 	}
-	ok, err := path.Match(pattern, name)
+	// A slash is a byte like any other in an image's name.
+	slash := strings.NewReplacer("/", "\x00")
+	ok, err := path.Match(slash.Replace(pattern), slash.Replace(name))
 	return err == nil && ok
 }
 
@@ -83,7 +86,7 @@ func scanFolders(r *repo.Repository, images []rbd.ImageRef) (*folders, error) {
 	}
 	newest := map[string]repo.PointName{}
 	for _, folder := range all {
-		id, err := folder.Identity()
+		id, err := folder.Identity(r.ID())
 		if err != nil {
 			return nil, err
 		}

@@ -43,6 +43,9 @@ func (p *Program) listCommand() *cobra.Command {
 }
 
 func printTable(w io.Writer, images []status.Image) error {
+	if len(images) == 0 {
+		return nil
+	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "IMAGE\tPOINT\tTIME\tKIND\tSIZE\tON DISK\tCHANGED\tPARENT\tSTATE\tSNAPSHOT")
 	for _, image := range images {

@@ -13,6 +13,9 @@ import (
 // maxChain bounds the number of files of a chain; QEMU becomes slow long before.
 const maxChain = 4096
 
+// errOutside is for backing names that lead out of the folder: this program follows none of them.
+var errOutside = errors.New("backing file is no point of the folder")
+
 // Chain is a point opened together with all points below it. Reads give what the guest had.
 type Chain struct {
 	*qcow2.Image

@@ -12,8 +12,8 @@ const maxFolderName = 200
 
 // Escape turns an image name, which may hold any byte, into the name of a folder: every byte that is not a letter,
 // a digit or one of "._-" becomes %XX, so does a leading "." or "-". A name too long for a file is cut and ends in
-// "~" and 16 hex digits of its SHA-256. In the name of the marker file the first letter
-// is encoded. The real name stands in the identity of every point.
+// "~" and 16 hex digits of its SHA-256. Of an image named like the marker file the first letter is encoded. The real
+// name stands in the identity of every point.
 func Escape(name string) string {
 	var b strings.Builder
 	for i := range len(name) {

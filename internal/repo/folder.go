@@ -125,15 +125,15 @@ func (f *Folder) CreatePending() (*Pending, error) { return createPending(f.Dir)
 // RemoveDeadTemporaries removes what killed runs have left in the folder, and gives its names.
 func (f *Folder) RemoveDeadTemporaries() ([]string, error) { return removeDeadTemporaries(f.Dir) }
 
-// Identity gives the identity of the newest point that has one, nil if there is none.
-func (f *Folder) Identity() (*Identity, error) {
+// Identity gives the identity of the newest point that is in order and of repository, nil if there is none.
+func (f *Folder) Identity(repository string) (*Identity, error) {
 	names, err := f.pointNames()
 	if err != nil {
 		return nil, err
 	}
 	for _, name := range slices.Backward(names) {
-		if id := f.Point(name).Identity; id != nil {
-			return id, nil
+		if p := f.Point(name); p.State != Damaged && p.Identity != nil && p.Identity.Repository == repository {
+			return p.Identity, nil
 		}
 	}
 	return nil, nil

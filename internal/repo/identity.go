@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"time"
+	"unicode/utf8"
 )
 
 // identityFormat is the version of the identity's format.
@@ -50,6 +51,7 @@ type Image struct {
 	Pool        string            `json:"pool"`
 	Namespace   string            `json:"namespace"`
 	Name        string            `json:"name"`
+	NameBytes   []byte            `json:"name_bytes,omitempty"` // where Name, which is UTF-8, can't hold them
 	ID          string            `json:"id"`
 	Size        int64             `json:"size"` // true size in bytes; the qcow2 header rounds up to 512
 	ObjectSize  int64             `json:"object_size"`
@@ -61,6 +63,22 @@ type Image struct {
 	DataPool    string            `json:"data_pool,omitempty"`
 	CloneParent *CloneParent      `json:"clone_parent,omitempty"`
 	Metadata    map[string]string `json:"metadata,omitempty"`
+}
+
+// SetName sets the name, which may be any bytes.
+func (i *Image) SetName(name string) {
+	i.Name, i.NameBytes = name, nil
+	if !utf8.ValidString(name) {
+		i.NameBytes = []byte(name)
+	}
+}
+
+// RealName is the name that SetName was given.
+func (i *Image) RealName() string {
+	if i.NameBytes != nil {
+		return string(i.NameBytes)
+	}
+	return i.Name
 }
 
 // CloneParent is the snapshot that the image is a clone of.

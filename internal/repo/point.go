@@ -18,7 +18,7 @@ type State string
 const (
 	Good    State = "good"
 	Copied  State = "copied"  // good but for its mtime: a copy, or changed in place; its digests tell
-	Foreign State = "foreign" // no record of ours: made by the Python tool or with qemu-img
+	Foreign State = "foreign" // made by the Python tool: by its name, and no record of ours
 	Damaged State = "damaged" // not as it was made
 )
 
@@ -65,6 +65,9 @@ func (p *Point) read() error {
 	}
 	record := p.Header.Record
 	if record == nil {
+		if !p.Name.Foreign() {
+			return errors.New("it has no record of this program")
+		}
 		p.State = Foreign
 		return nil
 	}
@@ -154,6 +157,3 @@ func (p *Point) Parent() PointName {
 	name, _ := p.Folder.parseBacking(p.Header.BackingFile)
 	return name
 }
-
-// errOutside is for backing names that lead out of the folder: this program follows none of them.
-var errOutside = errors.New("backing file is no point of the folder")

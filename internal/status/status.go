@@ -124,7 +124,7 @@ func pick(images []Image, names []string) ([]Image, error) {
 func imageName(f *repo.Folder, points []*repo.Point) string {
 	for i := len(points) - 1; i >= 0; i-- {
 		if id := points[i].Identity; id != nil {
-			return id.Image.Name
+			return id.Image.RealName()
 		}
 	}
 	return f.Name
