@@ -39,7 +39,7 @@ func (w *Writer) checkChunk(c *Chunk) error {
 	case c.codec != nil && (w.o.Codec == nil || c.codec.Type() != w.o.Codec.Type()):
 		return fmt.Errorf("append chunk at %d: encoded as %s, which the file is not", c.Offset, c.codec.Type())
 	}
-	inside := min(w.header.Size-c.Offset, int64(len(c.Data)))
+	inside := max(0, min(w.header.Size-c.Offset, int64(len(c.Data))))
 	if slices.ContainsFunc(c.Data[inside:], func(b byte) bool { return b != 0 }) {
 		return fmt.Errorf("append chunk at %d: data beyond the end of the disk at %d", c.Offset, w.header.Size)
 	}

@@ -59,7 +59,7 @@ func TestCacheLoadsOnce(t *testing.T) {
 func TestCacheKeepsNoError(t *testing.T) {
 	c := cache[int, int]{budget: 100}
 	fail := errors.New("fail")
-	if _, err := c.get(1, 1, func() (int, error) { return 0, fail }); err != fail {
+	if _, err := c.get(1, 1, func() (int, error) { return 0, fail }); !errors.Is(err, fail) {
 		t.Fatal(err)
 	}
 	if v, err := c.get(1, 1, func() (int, error) { return 5, nil }); v != 5 || err != nil {

@@ -106,8 +106,8 @@ func TestDecodeForeign(t *testing.T) {
 	src := halfRandom(newRand(3), 64<<10)
 	var deflate bytes.Buffer
 	w, _ := flate.NewWriter(&deflate, 9) // a window of 32 KiB
-	w.Write(src)
-	w.Close()
+	_, _ = w.Write(src)
+	_ = w.Close()
 	plain := zstdFrame(t, src)
 	sum := zstdFrame(t, src, zstd.WithEncoderCRC(true))
 	const header = 4 + 1 + 2 // magic, descriptor, content size; replaced by one with a window and no content size

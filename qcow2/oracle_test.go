@@ -129,7 +129,7 @@ func readRandomly(t *testing.T, im *qcow2.Image, want []byte, seed uint64) {
 		p := make([]byte, 1+r.IntN(200_000))
 		n, err := im.ReadAt(p, off)
 		expect := want[off:min(off+int64(len(p)), im.Size())]
-		if n != len(expect) || (n < len(p)) != (err == io.EOF) || (err != nil && err != io.EOF) {
+		if n != len(expect) || (n < len(p)) != errors.Is(err, io.EOF) || (err != nil && !errors.Is(err, io.EOF)) {
 			t.Errorf("read %d bytes at %d: %d, %v", len(p), off, n, err)
 			return
 		}
@@ -192,7 +192,7 @@ func compareMap(t *testing.T, file string) {
 	if !slices.Equal(got, want) {
 		t.Errorf("map of %s:\n got %v\nwant %v", filepath.Base(file), got, want)
 	}
-	if _, err := im.Extent(im.Size()); err != io.EOF {
+	if _, err := im.Extent(im.Size()); !errors.Is(err, io.EOF) {
 		t.Errorf("extent at the end: %v", err)
 	}
 }

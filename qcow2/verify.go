@@ -90,7 +90,7 @@ func (im *Image) verifyDirectory(ctx context.Context, r *Record) error {
 			return err
 		}
 		_, err := io.CopyN(hash, in, verifyBuffer)
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {

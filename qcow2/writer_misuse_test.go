@@ -162,6 +162,27 @@ func TestWriterAfterFinish(t *testing.T) {
 	}
 }
 
+// Nothing can be written anywhere up to the end.
+func TestWriterNothing(t *testing.T) {
+	const cluster = 4 << 10
+	w, err := qcow2.NewWriter(&countingFile{}, qcow2.WriterOptions{Size: 3*cluster + 512, ClusterSize: cluster})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := encoded(t, nil, cluster, 0, 1)
+	for c.Offset = 0; c.Offset <= 4*cluster; c.Offset += cluster {
+		if err := w.Append(c); err != nil {
+			t.Error(err)
+		}
+		if err := w.Zero(c.Offset, 0); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := w.Finish(nil); err != nil {
+		t.Error(err)
+	}
+}
+
 // What the backing file holds may fail to be known.
 func TestWriterBackingFails(t *testing.T) {
 	fails := errors.New("no backing file")

@@ -82,6 +82,9 @@ func (c *chain) add(t *testing.T, r *rand.Rand, l layer) {
 	if err := w.Finish([]byte("who I am")); err != nil {
 		t.Fatal(err)
 	}
+	if info, err := f.Stat(); err != nil || info.Size() != w.Stats().FileBytes {
+		t.Errorf("%d bytes, but the writer says %d: %v", info.Size(), w.Stats().FileBytes, err)
+	}
 	c.files, c.want = append(c.files, name), want[:rounded]
 }
 

@@ -79,6 +79,9 @@ func (j *job) clusterSize(size int64, b *base) int64 {
 
 // preview says what a backup would do now, by the image's head instead of a snapshot.
 func (j *job) preview(ctx context.Context) error {
+	if err := j.inspect(ctx); err != nil {
+		return err
+	}
 	b, reason := j.chooseBase(ctx)
 	id := j.newIdentity(b, reason)
 	if b != nil {

@@ -5,10 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
-	"strings"
-	"sync"
-	"time"
 
 	"github.com/rbd2qcow2/rbd2qcow2/internal/crashpoint"
 	"github.com/rbd2qcow2/rbd2qcow2/internal/extent"
@@ -17,15 +13,6 @@ import (
 	"github.com/rbd2qcow2/rbd2qcow2/internal/repo"
 	"github.com/rbd2qcow2/rbd2qcow2/internal/status"
 )
-
-// Clean-up goes on after a run was told to end, for as long as this at most.
-const (
-	snapshotGrace = time.Second     // for a snapshot that is being made
-	cleanupGrace  = 5 * time.Second // for one that has to go
-)
-
-// deadLockWait bounds the wait for the cluster to notice that a killed run is dead: by default that takes 30 seconds.
-const deadLockWait = 2 * time.Minute
 
 // skipKey is the key in an image's metadata that keeps it from being backed up, as in the Python tool.
 const skipKey = "backup-skip"
@@ -50,10 +37,11 @@ type job struct {
 
 // do carries the backup through; see the package documentation for its steps.
 func (j *job) do(ctx context.Context) error {
-	if err := j.inspect(ctx); err != nil {
+	skip, err := j.skipped(ctx)
+	if err != nil {
 		return err
 	}
-	if _, skip := j.metadata[skipKey]; skip {
+	if skip {
 		j.report.Status, j.report.Reason = Skipped, "the image's metadata has "+skipKey
 		return nil
 	}
@@ -81,7 +69,6 @@ func (j *job) locked(ctx context.Context, lock *repo.Lock) error {
 	for _, name := range removed {
 		j.log.Info("removed a temporary file of a killed run", "file", name)
 	}
-	// Only now: a run that held the lock may have changed both.
 	if err := j.inspect(ctx); err != nil {
 		return err
 	}
@@ -120,16 +107,38 @@ func (j *job) locked(ctx context.Context, lock *repo.Lock) error {
 	return nil
 }
 
-// inspect finds out what image and folder have.
-func (j *job) inspect(ctx context.Context) (err error) {
+// open opens the image's head.
+func (j *job) open(ctx context.Context) (*rbd.Image, error) {
 	img, err := j.Pool.Open(ctx, j.ref.Name)
+	if err != nil {
+		return nil, err
+	}
+	if img.ID() != j.ref.ID {
+		return nil, errors.Join(img.Close(),
+			fmt.Errorf("image %s was renamed or made anew while the run began: its next run will do", j.Pool.Spec(j.ref.Name)))
+	}
+	return img, nil
+}
+
+// skipped says whether the image's owner wants no backups of it.
+func (j *job) skipped(ctx context.Context) (skip bool, err error) {
+	img, err := j.open(ctx)
+	if err != nil {
+		return false, err
+	}
+	defer func() { err = errors.Join(err, img.Close()) }()
+	metadata, err := img.Metadata(ctx)
+	_, skip = metadata[skipKey]
+	return skip, err
+}
+
+// inspect finds out what image and folder have. Under the lock that stays so: no other run changes either.
+func (j *job) inspect(ctx context.Context) (err error) {
+	img, err := j.open(ctx)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, img.Close()) }()
-	if img.ID() != j.ref.ID {
-		return fmt.Errorf("image %s was renamed or made anew while the run began: its next run will do", j.Pool.Spec(j.ref.Name))
-	}
 	if j.metadata, err = img.Metadata(ctx); err != nil {
 		return err
 	}
@@ -141,81 +150,6 @@ func (j *job) inspect(ctx context.Context) (err error) {
 	}
 	j.newest, err = j.folder.Newest()
 	return err
-}
-
-// breakDeadLock frees the image from the lock that a killed run of ours has left in the cluster.
-func (j *job) breakDeadLock(ctx context.Context, lock *repo.Lock) error {
-	dead := lock.DeadClients()
-	if len(dead) == 0 {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, deadLockWait)
-	defer cancel()
-	var once sync.Once
-	broke, err := j.Pool.BreakDeadLock(ctx, j.ref.ID, func(client string) bool {
-		if !slices.Contains(dead, client) {
-			return false
-		}
-		once.Do(func() { j.log.Info("the image is locked by a killed run: waiting for the cluster to notice its end") })
-		return true
-	})
-	if broke {
-		j.log.Info("freed the image from the lock of a killed run")
-	}
-	if err == nil {
-		lock.Forget(dead...)
-	}
-	return err
-}
-
-// recordClient notes in the folder's lock which client this run changes snapshots by, before the first change: with
-// it, librbd takes the image's lock, and this run may be killed.
-func (j *job) recordClient(ctx context.Context, lock *repo.Lock) (string, error) {
-	client, err := j.Cluster.SnapshotClient(ctx)
-	if err != nil {
-		return "", err
-	}
-	if err := lock.AddClient(client); err != nil {
-		return "", err
-	}
-	crashpoint.Reach(crashpoint.ClientRecorded)
-	return client, nil
-}
-
-// removeStray removes snapshots that killed runs have left. What can't be removed is in nobody's way.
-func (j *job) removeStray(ctx context.Context) {
-	keep := ""
-	if j.newest != nil {
-		keep = j.Repo.SnapshotName(j.newest.Name)
-	}
-	for _, name := range j.ownSnapshots(keep) {
-		j.removeSnapshot(ctx, name, "left by a killed run")
-	}
-	for _, s := range j.snapshots {
-		if s.Kind == rbd.TrashSnapshot && strings.HasPrefix(s.TrashedName, j.Repo.SnapshotPrefix()) {
-			err := j.Pool.RemoveTrashedSnapshot(ctx, j.ref.ID, s)
-			if errors.Is(err, rbd.ErrBusy) {
-				continue // in the trash for the sake of a clone
-			}
-			j.snapshotRemoved(s.TrashedName, "its removal was cut short", err)
-		}
-	}
-}
-
-// makeSnapshot makes our snapshot and completes the identity by it.
-func (j *job) makeSnapshot(ctx context.Context, id *repo.Identity) error {
-	j.task.Phase("snapshot")
-	ctx, cancel := withGrace(ctx, snapshotGrace)
-	defer cancel()
-	id.Created = time.Now().UTC().Truncate(time.Microsecond)
-	if err := j.Pool.CreateSnapshot(ctx, j.ref.ID, id.Snapshot.Name); err != nil {
-		j.abandoned = j.abandoned || errors.Is(err, rbd.ErrAbandoned)
-		// It may exist all the same, or come to exist.
-		j.dropSnapshot(ctx, id)
-		return err
-	}
-	crashpoint.Reach(crashpoint.SnapshotMade)
-	return nil
 }
 
 // makePoint reads what has changed and makes the point of it.
@@ -238,44 +172,4 @@ func (j *job) makePoint(ctx context.Context, b *base, id *repo.Identity) (err er
 	j.task.Total(data)
 	j.task.Phase("copy")
 	return j.writePoint(ctx, src, b, id, extents)
-}
-
-// dropSnapshot removes our new snapshot again, also when the run has been told to end, unless its point exists.
-func (j *job) dropSnapshot(ctx context.Context, id *repo.Identity) {
-	if p := j.folder.Point(id.Point); p.Identity != nil && p.Identity.PointID == id.PointID {
-		return
-	}
-	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), cleanupGrace,
-		fmt.Errorf("no answer within %v", cleanupGrace))
-	defer cancel()
-	if _, err := j.Pool.SnapshotID(ctx, j.ref.ID, id.Snapshot.Name); errors.Is(err, rbd.ErrNotFound) {
-		return // so who may make none is not told that it can't be removed either
-	}
-	j.removeSnapshot(ctx, id.Snapshot.Name, "its point was not made")
-}
-
-// removeOld removes what the new point has made superfluous.
-func (j *job) removeOld(ctx context.Context, b *base, id *repo.Identity) {
-	ctx, cancel := withGrace(ctx, cleanupGrace)
-	defer cancel()
-	for _, name := range slices.Concat(j.ownSnapshots(id.Snapshot.Name), j.staleForeignSnapshots(b)) {
-		j.removeSnapshot(ctx, name, "superseded")
-	}
-	crashpoint.Reach(crashpoint.SnapshotRemoved)
-}
-
-// removeSnapshot removes a snapshot. Where that fails it is named; the next run tries again.
-func (j *job) removeSnapshot(ctx context.Context, name, why string) {
-	j.snapshotRemoved(name, why, j.Pool.RemoveSnapshot(ctx, j.ref.ID, name))
-}
-
-func (j *job) snapshotRemoved(name, why string, err error) {
-	j.abandoned = j.abandoned || errors.Is(err, rbd.ErrAbandoned)
-	switch {
-	case err == nil:
-		j.log.Debug("removed snapshot", "snapshot", name, "because", why)
-	case !errors.Is(err, rbd.ErrNotFound):
-		j.report.Warnings = append(j.report.Warnings, err.Error())
-		j.log.Warn("can't remove snapshot, the next run will try again", "snapshot", name, "error", err)
-	}
 }

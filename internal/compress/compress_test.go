@@ -7,7 +7,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 
@@ -125,10 +124,10 @@ func check(t *testing.T, file string, content []byte) {
 }
 
 // Files are hardly larger than QEMU's of the same data, which is Go's own source and tools here. QEMU compresses at zstd's
-// default level, 3. RBD2QCOW2_TEST_SIZE_FROM names another folder, of which 256 MiB are taken instead of 64.
+// default level, 3. RBD2QCOW2_TEST_SIZE_FROM names another folder, of which 256 MiB are taken instead of 32.
 func TestSizeAgainstQEMU(t *testing.T) {
 	qemutest.Require(t, "qemu-img")
-	folder, limit := runtime.GOROOT(), 64<<20
+	folder, limit := strings.TrimSpace(string(qemutest.Run(t, "go", "env", "GOROOT"))), 32<<20
 	if other := os.Getenv("RBD2QCOW2_TEST_SIZE_FROM"); other != "" {
 		folder, limit = other, 256<<20
 	}

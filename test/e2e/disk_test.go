@@ -74,7 +74,7 @@ func (d *disk) contentAt(t *testing.T, snapshot string) content {
 		spec += "@" + snapshot
 	}
 	file := d.pool.Export(t, spec)
-	defer os.Remove(file)
+	defer func() { _ = os.Remove(file) }()
 	info, err := os.Stat(file)
 	if err != nil {
 		t.Fatal(err)
@@ -127,7 +127,7 @@ func (d *disk) check(t *testing.T) {
 		if got := readContent(t, raw, want.size); got != want {
 			t.Errorf("%s reads as %x, want %x", file, got.sha256, want.sha256)
 		}
-		os.Remove(raw)
+		_ = os.Remove(raw)
 		d.checkDigests(t, file)
 	}
 }
