@@ -23,7 +23,7 @@ type Options struct {
 	RemoveOldSnapshots bool
 
 	Jobs        int   // images at once; 0: 4
-	Parallel    int   // reads in flight, for all images together; 0: 16
+	Parallel    int   // reads in flight, for all images together; 0: 8
 	ClusterSize int64 // of full points, in bytes; 0: 64 KiB or what the disk needs
 	Compression Compression
 
@@ -50,7 +50,7 @@ func (o Options) withDefaults() (Options, error) {
 		o.Jobs = 4
 	}
 	if o.Parallel == 0 {
-		o.Parallel = 16
+		o.Parallel = 8
 	}
 	if o.Jobs < 1 || o.Jobs > maxJobs {
 		return o, fmt.Errorf("jobs %d: must be from 1 to %d", o.Jobs, maxJobs)

@@ -32,7 +32,7 @@ Each image gets one new point in the repository DIR: an increment on its newest 
 snapshot can be trusted, otherwise a full point, and the reason is printed. One snapshot per image is kept
 for the next run. An image whose metadata has the key "backup-skip" is skipped.
 
-Memory is bounded by --parallel, about 2 MiB for each read in flight, whatever the size of the images.
+Memory is bounded by --parallel, 8 MiB for each read in flight and some, whatever the size of the images.
 
 Exit status: 0 all done; 1 nothing done, or nothing matched; 2 usage; 3 some images failed, the rest are
 done; 130 and 143 interrupted.`,
@@ -50,7 +50,7 @@ done; 130 and 143 interrupted.`,
 	flags.BoolVar(&f.options.Full, "full", false, "make full points")
 	flags.BoolVar(&f.options.DryRun, "dry-run", false, "say what would be done, and change nothing")
 	flags.StringVar(&f.compression, "compress", "zstd", "compression of the data: `zstd|zlib|none[:LEVEL]`")
-	flags.IntVar(&f.options.Parallel, "parallel", 16, "keep `N` reads in flight, for all images together")
+	flags.IntVar(&f.options.Parallel, "parallel", 8, "keep `N` reads in flight, for all images together")
 	flags.IntVar(&f.options.Jobs, "jobs", 4, "back up `N` images at once")
 	flags.BoolVar(&f.options.RemoveOldSnapshots, "remove-old-snapshots", false,
 		"also remove the snapshots, named by digits alone, that the Python tool left")
@@ -94,6 +94,7 @@ func (p *Program) backupPool(ctx context.Context, r *repo.Repository, pool, name
 	progress, log, end := f.output.progress(p.Stderr)
 	defer end()
 	f.ceph.Logger = log
+	f.ceph.WillSnapshot = !f.options.DryRun
 	f.ceph.SnapshotTimeout = f.ceph.Timeout + lockTimeout
 	cluster, err := rbd.Connect(ctx, f.ceph)
 	if err != nil {

@@ -45,14 +45,18 @@ func Connect(ctx context.Context, cfg Config) (*Cluster, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect to cluster: %w", err)
 	}
+	c := &Cluster{cfg: cfg, snapshotsLock: make(chan struct{}, 1)}
+	if cfg.WillSnapshot {
+		go func() { _, _ = c.snapshotConn(ctx) }() // its error comes again when it is asked for
+	}
 	reader, err := connect(ctx, cfg, callsPerWatchdog*cfg.Timeout, map[string]string{
 		"rados_osd_op_timeout": seconds(cfg.Timeout),
 		"rbd_cache":            "false",
 	})
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, c.Close())
 	}
-	c := &Cluster{cfg: cfg, reader: reader, snapshotsLock: make(chan struct{}, 1)}
+	c.reader = reader
 	c.fsid, err = call(ctx, reader.handle, reader.rados.GetFSID, nil)
 	if err != nil {
 		return nil, errors.Join(fail("read cluster id", "", err), c.Close())
@@ -132,7 +136,10 @@ func (c *Cluster) Close() error {
 	c.closed = true
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	handles := []*handle{c.reader.handle}
+	var handles []*handle
+	if c.reader != nil {
+		handles = append(handles, c.reader.handle)
+	}
 	for _, p := range c.pools {
 		handles = append(handles, p.handle)
 	}

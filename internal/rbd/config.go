@@ -31,6 +31,8 @@ type Config struct {
 	Timeout         time.Duration // of one operation; 0 means DefaultTimeout
 	SnapshotTimeout time.Duration // of one snapshot call; 0 means DefaultSnapshotTimeout
 
+	WillSnapshot bool // connect for snapshots at once, not when the first is made
+
 	Logger *slog.Logger // gets debug messages only; nil means none
 }
 
