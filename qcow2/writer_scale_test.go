@@ -99,7 +99,7 @@ func TestWriterMemory(t *testing.T) {
 			if err != nil {
 				t.Fatalf("child: %v\n%s", err, out)
 			}
-			heap, err := strconv.ParseInt(string(match(t, `heap=(\d+)`, out)), 10, 64)
+			heap, err := strconv.ParseInt(string(match(t, `heap=(-?\d+)`, out)), 10, 64)
 			if err != nil {
 				t.Fatal(err)
 			}
