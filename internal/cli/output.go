@@ -34,9 +34,17 @@ func (o *outputFlags) validate() error {
 	return nil
 }
 
-// logger makes the logger of a command.
-func (o *outputFlags) logger(w io.Writer) *slog.Logger {
+// logger makes the logger of a command. Who looks at a terminal needs no time, nor to be told that a message is one.
+func (o *outputFlags) logger(w io.Writer, terminal bool) *slog.Logger {
 	options := &slog.HandlerOptions{Level: slog.LevelInfo}
+	if terminal {
+		options.ReplaceAttr = func(groups []string, a slog.Attr) slog.Attr {
+			if a.Key == slog.TimeKey || a.Key == slog.LevelKey && a.Value.Any() == slog.LevelInfo {
+				return slog.Attr{}
+			}
+			return a
+		}
+	}
 	switch {
 	case o.quiet:
 		options.Level = slog.LevelError
@@ -53,11 +61,11 @@ func (o *outputFlags) logger(w io.Writer) *slog.Logger {
 func (o *outputFlags) progress(w io.Writer) (progress.Reporter, *slog.Logger, func()) {
 	file, isFile := w.(*os.File)
 	if !isFile || !term.IsTerminal(int(file.Fd())) || o.quiet || o.logFormat == "json" {
-		log := o.logger(w)
+		log := o.logger(w, false)
 		return progress.Log{Logger: log}, log, func() {}
 	}
 	bars := progress.NewBars(file)
-	return bars, o.logger(bars), bars.Close
+	return bars, o.logger(bars, true), bars.Close
 }
 
 // printJSON prints a command's result.
