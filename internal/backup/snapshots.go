@@ -68,7 +68,11 @@ func (j *job) removeStray(ctx context.Context) {
 	if j.newest != nil {
 		keep = j.Repo.SnapshotName(j.newest.Name)
 	}
-	for _, name := range j.ownSnapshots(keep) {
+	strays := j.ownSnapshots(keep)
+	if len(strays) > 0 {
+		j.task.Phase("clean-up")
+	}
+	for _, name := range strays {
 		j.removeSnapshot(ctx, name, "left by a killed run")
 	}
 	for _, s := range j.snapshots {

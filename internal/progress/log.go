@@ -20,7 +20,7 @@ type Reporter interface {
 
 // Task is the progress of one image.
 type Task interface {
-	Phase(what string) // "snapshot", "diff", "copy", "commit"
+	Phase(what string) // "clean-up", "snapshot", "diff", "copy", "commit"
 	Total(bytes int64) // to be copied
 	Add(bytes int64)   // copied
 	End()              // the last call

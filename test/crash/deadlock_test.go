@@ -30,7 +30,7 @@ func TestKillInsideSnapshotCall(t *testing.T) {
 		t.Parallel()
 		s := newScene(t, pool, "remove", 8<<20, write)
 		s.checkNext(t)
-		s.killInside(t, "connected for snapshots", s.leaveStrays(t), s.lockStays)
+		s.killInside(t, "phase=clean-up", s.leaveStrays(t), s.lockStays)
 		s.checkDeadLock(t)
 	})
 	// A snapshot on its way out has left the list of snapshots and is in the trash. Without a lock to wait for.
@@ -38,7 +38,7 @@ func TestKillInsideSnapshotCall(t *testing.T) {
 		s := newScene(t, pool, "trash", 8<<20, write)
 		pool.RBD(t, "feature", "disable", pool.Spec(s.image), "fast-diff", "object-map", "exclusive-lock")
 		s.checkNext(t)
-		s.killInside(t, "connected for snapshots", s.leaveStrays(t), s.hasTrash)
+		s.killInside(t, "phase=clean-up", s.leaveStrays(t), s.hasTrash)
 		s.checkNext(t)
 	})
 }

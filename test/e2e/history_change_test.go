@@ -63,6 +63,9 @@ func (h *history) command() string {
 		return fmt.Sprintf("write -z %d %d", off, n)
 	case 9:
 		off, n := h.span(noiseSize)
+		if n = min(n, h.size-off); n <= 0 { // beyond the end nothing can be discarded
+			return h.command()
+		}
 		return fmt.Sprintf("discard %d %d", off, n)
 	}
 	if h.size < 2*h.unit && !h.chance(4) {
