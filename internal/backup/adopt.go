@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 
+	"github.com/rbd2qcow2/rbd2qcow2/internal/rbd"
 	"github.com/rbd2qcow2/rbd2qcow2/internal/repo"
 	"github.com/rbd2qcow2/rbd2qcow2/qcow2"
 )
@@ -86,12 +87,16 @@ func sampleStored(ctx context.Context, image *qcow2.Image, size int64) ([]int64,
 }
 
 // staleForeignSnapshots are the snapshots of the Python tool that go after a commit: the one of the point that was
-// continued, and with RemoveOldSnapshots all others.
+// continued, and with RemoveOldSnapshots all others, where it has been at work and by what can be told made them.
 func (j *job) staleForeignSnapshots(b *base) []string {
 	var names []string
+	foreign := j.RemoveOldSnapshots && j.folder.HasForeignPoints()
 	for _, s := range j.snapshots {
+		if s.Kind != rbd.UserSnapshot {
+			continue
+		}
 		continued := b != nil && b.point.State == repo.Foreign && s.Name == b.snapshot.Name
-		if continued || j.RemoveOldSnapshots && repo.IsForeignSnapshot(s.Name) {
+		if continued || foreign && madeAtItsName(s) {
 			names = append(names, s.Name)
 		}
 	}

@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/rbd2qcow2/rbd2qcow2/internal/rbd"
 	"github.com/rbd2qcow2/rbd2qcow2/internal/repo"
+	"github.com/rbd2qcow2/rbd2qcow2/qcow2"
 )
 
 // base is what an increment is made on: the newest point, and the snapshot that it was read from.
@@ -19,41 +21,51 @@ type base struct {
 	snapshot rbd.Snapshot
 }
 
-// chooseBase gives the base of an increment, or nil and the reason why there has to be a full point.
-// The caller closes base.chain.
-func (j *job) chooseBase(ctx context.Context) (b *base, reason string) {
+// chooseBase gives the base of an increment, or nil and the reason why there has to be a full point. It fails where
+// what there is can't be read now, which says nothing against it. The caller closes base.chain.
+func (j *job) chooseBase(ctx context.Context) (b *base, reason string, err error) {
 	newest := j.newest
 	switch {
 	case newest == nil:
-		return nil, "first backup of this image"
+		return nil, "first backup of this image", nil
 	case j.Full:
-		return nil, "asked for"
+		return nil, "asked for", nil
 	case newest.State == repo.Damaged:
-		return nil, fmt.Sprintf("newest point %s is damaged: %v", newest.Name, newest.Err)
+		return nil, fmt.Sprintf("newest point %s is damaged: %v", newest.Name, newest.Err), unreadable(newest.Err)
 	}
 	snapshotName := string(newest.Name)
 	if newest.State != repo.Foreign {
 		if reason := j.otherImage(newest.Identity); reason != "" {
-			return nil, reason
+			return nil, reason, nil
 		}
 		snapshotName = newest.Identity.Snapshot.Name
 	}
 	snapshot, ok := j.snapshot(snapshotName)
 	if !ok {
-		return nil, fmt.Sprintf("snapshot %s, which newest point %s was read from, is gone", snapshotName, newest.Name)
+		return nil, fmt.Sprintf("snapshot %s, which newest point %s was read from, is gone", snapshotName, newest.Name), nil
 	}
 	if reason := j.otherSnapshot(newest, snapshot); reason != "" {
-		return nil, reason
+		return nil, reason, nil
 	}
 	chain, err := j.folder.OpenChain(newest.Name)
 	if err != nil {
-		return nil, fmt.Sprintf("chain of newest point %s can't be used: %v", newest.Name, err)
+		return nil, fmt.Sprintf("chain of newest point %s can't be used: %v", newest.Name, err), unreadable(err)
 	}
 	b = &base{newest, chain, snapshot}
 	if err := j.checkContent(ctx, b); err != nil {
-		return nil, fmt.Sprintf("newest point %s can't be used: %v", newest.Name, errors.Join(err, chain.Close()))
+		err = errors.Join(err, chain.Close())
+		return nil, fmt.Sprintf("chain of newest point %s can't be used: %v", newest.Name, err), unreadable(err)
 	}
-	return b, ""
+	return b, "", nil
+}
+
+// unreadable gives err where it is the system's or the cluster's, which may be over soon, and not the content's.
+func unreadable(err error) error {
+	var errno syscall.Errno
+	if errors.As(err, &errno) && errno != syscall.ENOENT {
+		return err
+	}
+	return nil
 }
 
 // otherImage says why an identity is not of this image, "" if it is.
@@ -76,6 +88,11 @@ func (j *job) otherImage(id *repo.Identity) string {
 // adoptionSlack is how far the time of a snapshot of the Python tool may be from the time in its name.
 const adoptionSlack = 5 * time.Minute
 
+// madeAtItsName says that a snapshot named by seconds was made then, as the Python tool does it.
+func madeAtItsName(s rbd.Snapshot) bool {
+	return repo.IsForeignSnapshot(s.Name) && s.Time.Sub(repo.PointName(s.Name).Time()).Abs() <= adoptionSlack
+}
+
 // otherSnapshot says why a snapshot is not the one that the newest point was read from, "" if it is.
 func (j *job) otherSnapshot(newest *repo.Point, s rbd.Snapshot) string {
 	if newest.State != repo.Foreign {
@@ -85,7 +102,7 @@ func (j *job) otherSnapshot(newest *repo.Point, s rbd.Snapshot) string {
 		}
 		return ""
 	}
-	if d := s.Time.Sub(newest.Name.Time()).Abs(); d > adoptionSlack {
+	if !madeAtItsName(s) {
 		return fmt.Sprintf("snapshot %s was made at %s, which is not when point %s was",
 			s.Name, s.Time.Format(time.RFC3339), newest.Name)
 	}
@@ -95,25 +112,35 @@ func (j *job) otherSnapshot(newest *repo.Point, s rbd.Snapshot) string {
 	return ""
 }
 
-// checkContent checks the newest point as far as its state demands: nothing that is good, all of a copy, a sample of
-// what the Python tool made.
+// checkContent checks the points of the chain as far as their states demand: of what is good nothing more, all of a
+// copy, and of what the Python tool made last a sample.
 func (j *job) checkContent(ctx context.Context, b *base) error {
-	switch b.point.State {
-	case repo.Copied:
-		j.log.Info("newest point has another mtime than it was made with: verifying its digests", "point", b.point.Name)
-		if err := b.chain.VerifyDigests(ctx); err != nil {
-			return err
+	image := b.chain.Image
+	for _, p := range b.chain.Points {
+		if p.State == repo.Copied {
+			if err := j.checkCopy(ctx, p, image); err != nil {
+				return fmt.Errorf("point %s: %w", p.Name, err)
+			}
 		}
-		if j.DryRun {
-			return nil
-		}
-		// So that the next run need not do it again; no harm if that is not allowed.
-		created := b.point.Identity.Created
-		if err := os.Chtimes(b.point.Path(), created, created); err != nil {
-			j.log.Debug("can't restore mtime", "point", b.point.Name, "error", err)
-		}
-	case repo.Foreign:
+		image = image.Backing()
+	}
+	if b.point.State == repo.Foreign {
 		return j.checkForeign(ctx, b)
+	}
+	return nil
+}
+
+// checkCopy verifies a point by its digests, and notes by its mtime that this has been done.
+func (j *job) checkCopy(ctx context.Context, p *repo.Point, image *qcow2.Image) error {
+	j.log.Info("point has another mtime than it was made with: verifying its digests", "point", p.Name)
+	j.stale = true
+	if err := image.VerifyDigests(ctx); err != nil || j.DryRun {
+		return err
+	}
+	// No harm if that is not allowed: the next run does it again.
+	created := p.Identity.Created
+	if err := os.Chtimes(p.Path(), created, created); err != nil {
+		j.log.Debug("can't restore mtime", "point", p.Name, "error", err)
 	}
 	return nil
 }

@@ -82,11 +82,14 @@ func (j *job) preview(ctx context.Context) error {
 	if err := j.inspect(ctx); err != nil {
 		return err
 	}
-	b, reason := j.chooseBase(ctx)
-	id := j.newIdentity(b, reason)
+	b, reason, err := j.chooseBase(ctx)
 	if b != nil {
 		defer b.chain.Close()
 	}
+	if err != nil {
+		return err
+	}
+	id := j.newIdentity(b, reason)
 	head, err := j.Pool.OpenAt(ctx, j.ref.ID, "")
 	if err != nil {
 		return err

@@ -57,11 +57,13 @@ func (j *job) describeSnapshot(ctx context.Context, src *rbd.Image, id *repo.Ide
 	if id.Snapshot.ID == 0 {
 		return fmt.Errorf("snapshot %s of image %s is gone", id.Snapshot.Name, j.Pool.Spec(j.ref.Name))
 	}
-	id.OtherSnapshots = []repo.Snapshot{}
-	for _, s := range j.snapshots {
-		id.OtherSnapshots = append(id.OtherSnapshots, describeSnapshot(s))
+	id.SnapSeq, id.OtherSnapshots = j.info.SnapSeq, []repo.Snapshot{}
+	for _, s := range snapshots {
+		if s.ID < id.Snapshot.ID { // later ones say nothing of ours
+			id.OtherSnapshots = append(id.OtherSnapshots, describeSnapshot(s))
+			id.SnapSeq = max(id.SnapSeq, s.ID) // made since we looked
+		}
 	}
-	id.SnapSeq = j.info.SnapSeq
 	id.Image = repo.Image{
 		FSID: j.source.FSID, PoolID: j.source.PoolID, Pool: j.source.Pool, Namespace: j.source.Namespace,
 		ID: j.ref.ID, Size: src.Size(),

@@ -32,11 +32,15 @@ type job struct {
 	snapshots []rbd.Snapshot
 	metadata  map[string]string
 
+	stale     bool // what was found may be old: something that takes its time was done since, or snapshots removed
 	abandoned bool // a change of snapshots that librbd is still busy with
 }
 
 // do carries the backup through; see the package documentation for its steps.
 func (j *job) do(ctx context.Context) error {
+	if j.ref.ID == "" && isPattern(j.ref.Name) {
+		return fmt.Errorf("%w %q", ErrNothingMatched, j.ref.Name)
+	}
 	skip, err := j.skipped(ctx)
 	if err != nil {
 		return err
@@ -72,12 +76,15 @@ func (j *job) locked(ctx context.Context, lock *repo.Lock) error {
 	if err := j.inspect(ctx); err != nil {
 		return err
 	}
-	b, reason := j.chooseBase(ctx)
-	if err := ctx.Err(); err != nil {
-		return context.Cause(ctx)
-	}
+	b, reason, err := j.chooseBase(ctx)
 	if b != nil {
 		defer b.chain.Close()
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if err != nil {
+		return err
 	}
 	if err := j.breakDeadLock(ctx, lock); err != nil {
 		return err
@@ -92,14 +99,17 @@ func (j *job) locked(ctx context.Context, lock *repo.Lock) error {
 		}
 	}()
 	j.removeStray(ctx)
-
+	if j.stale {
+		if err := j.inspect(ctx); err != nil {
+			return err
+		}
+	}
 	id := j.newIdentity(b, reason)
 	if err := j.makeSnapshot(ctx, id); err != nil {
 		return err
 	}
 	if err := j.makePoint(ctx, b, id); err != nil {
-		j.dropSnapshot(ctx, id)
-		return err
+		return j.dropSnapshot(ctx, id, err)
 	}
 	j.report.Status = Done
 	j.report.Points = []status.Point{status.Describe(j.folder.Point(id.Point))}
@@ -158,7 +168,11 @@ func (j *job) makePoint(ctx context.Context, b *base, id *repo.Identity) (err er
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, src.Close()) }()
+	defer func() {
+		if closeErr := src.Close(); err == nil {
+			err = closeErr
+		}
+	}()
 	if err := j.describeSnapshot(ctx, src, id); err != nil {
 		return err
 	}

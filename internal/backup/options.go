@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"path"
 	"runtime"
+	"slices"
 
 	"github.com/rbd2qcow2/rbd2qcow2/internal/progress"
 	"github.com/rbd2qcow2/rbd2qcow2/internal/rbd"
@@ -58,7 +59,7 @@ func (o Options) withDefaults() (Options, error) {
 	if o.Parallel < 1 || o.Parallel > maxParallel {
 		return o, fmt.Errorf("parallel %d: must be from 1 to %d", o.Parallel, maxParallel)
 	}
-	for _, pattern := range append(o.Images, o.Exclude...) {
+	for _, pattern := range slices.Concat(o.Images, o.Exclude) {
 		if _, err := path.Match(pattern, ""); err != nil {
 			return o, fmt.Errorf("pattern %q: %w", pattern, err)
 		}

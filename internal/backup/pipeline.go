@@ -19,6 +19,18 @@ import (
 // processor time for the same data.
 const readSize = 4 << 20
 
+// bufferBudget bounds the buffers of a run, in bytes of data. Compressed data needs as much again.
+const bufferBudget = 96 << 20
+
+// step is how much is read at once by an engine with so many chunks: a power of two.
+func step(chunks int) int64 {
+	n := int64(readSize)
+	for n > 64<<10 && n*int64(chunks) > bufferBudget {
+		n /= 2
+	}
+	return n
+}
+
 // source is what an engine reads from. A read that fails with rbd.ErrAbandoned goes on writing to p.
 type source interface {
 	Read(ctx context.Context, p []byte, off int64) error
@@ -33,6 +45,7 @@ type source interface {
 type engine struct {
 	toRead   chan *task
 	toEncode chan *task
+	step     int64 // bytes of a read, at most
 	free     chan *qcow2.Chunk
 	workers  sync.WaitGroup
 	readers  sync.WaitGroup
@@ -56,6 +69,7 @@ func newEngine(o *Options) (*engine, error) {
 	e := &engine{
 		toRead:   make(chan *task),
 		toEncode: make(chan *task),
+		step:     step(chunks),
 		free:     make(chan *qcow2.Chunk, chunks),
 	}
 	var encoders []*qcow2.ChunkEncoder
@@ -161,7 +175,7 @@ func (j *copyJob) run(ctx context.Context, extents []extent.Extent) (read int64,
 
 // plan cuts extents into tasks and hands them to the readers, then, in order, to the writer.
 func (j *copyJob) plan(planning, reading context.Context, extents []extent.Extent, order chan<- *task) {
-	step := max(readSize, j.dst.ClusterSize())
+	step := max(j.engine.step, j.dst.ClusterSize())
 	for _, e := range extents {
 		for off := e.Offset; off < e.End(); {
 			t := &task{ctx: reading, src: j.src, offset: off, done: make(chan struct{}), clusterSize: j.dst.ClusterSize()}

@@ -22,6 +22,7 @@ const (
 // Report is the outcome of a run. Its JSON form is documented in docs/json.md.
 type Report struct {
 	Images []ImageReport `json:"images"`
+	Error  string        `json:"error,omitempty"` // of the run as a whole
 }
 
 // ImageReport is the outcome of one image.

@@ -47,7 +47,7 @@ func Run(ctx context.Context, env Env, o Options) (*Report, error) {
 		return nil, err
 	}
 	if !o.DryRun {
-		if err := env.Repo.Bind(r.source); err != nil {
+		if err := env.Repo.Bind(ctx, r.source); err != nil {
 			return nil, err
 		}
 		if r.engine, err = newEngine(&o); err != nil {
@@ -92,7 +92,7 @@ func (r *run) image(ctx context.Context, ref rbd.ImageRef, folder *repo.Folder) 
 	}
 	if err := j.do(ctx); err != nil {
 		if ctx.Err() != nil && !errors.Is(err, context.Cause(ctx)) {
-			err = context.Cause(ctx) // whatever it was that gave way first
+			err = fmt.Errorf("%w: %w", context.Cause(ctx), err)
 		}
 		j.report.Status, j.report.Err, j.report.Error = Failed, err, err.Error()
 	}

@@ -15,16 +15,17 @@ import (
 // ErrNothingMatched says that no image of the pool was asked for.
 var ErrNothingMatched = errors.New("no image matches")
 
-// selectImages picks the images to back up, in the order of their names. An image asked for by its plain name that
-// is not there is picked too, without an id: it fails for itself, not the run.
+// selectImages picks the images to back up, in the order of their names. A name that is not there, or a pattern
+// that matches nothing, is picked too, without an id: it fails for itself, not the run.
 func selectImages(all []rbd.ImageRef, o *Options) ([]rbd.ImageRef, error) {
 	var picked []rbd.ImageRef
+	matched := false
 	found := make(map[string]bool)
 	for _, image := range all {
 		wanted := len(o.Images) == 0
 		for _, pattern := range o.Images {
 			if matches(pattern, image.Name) {
-				wanted, found[pattern] = true, true
+				wanted, matched, found[pattern] = true, true, true
 			}
 		}
 		if wanted && !slices.ContainsFunc(o.Exclude, func(p string) bool { return matches(p, image.Name) }) {
@@ -35,7 +36,7 @@ func selectImages(all []rbd.ImageRef, o *Options) ([]rbd.ImageRef, error) {
 		if found[pattern] {
 			continue
 		}
-		if isPattern(pattern) {
+		if isPattern(pattern) && !matched && len(o.Images) == 1 {
 			return nil, fmt.Errorf("%w %q", ErrNothingMatched, pattern)
 		}
 		found[pattern] = true
@@ -111,11 +112,12 @@ func (f *folders) folder(image rbd.ImageRef) *repo.Folder {
 	}
 	name := repo.Escape(image.Name)
 	// The Python tool did not escape names.
-	if owner, ok := f.owner[image.Name]; ok && owner == "" {
+	if owner, ok := f.owner[image.Name]; ok && owner == "" && f.repo.Folder(image.Name).HasForeignPoints() {
 		name = image.Name
 	}
-	if owner := f.owner[name]; owner != "" && f.live[owner] {
+	if owner := f.owner[name]; owner != "" && owner != image.ID && f.live[owner] {
 		name += "~" + image.ID
 	}
+	f.owner[name] = image.ID // no other image of this run
 	return f.repo.Folder(name)
 }

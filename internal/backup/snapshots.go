@@ -17,7 +17,7 @@ import (
 // Clean-up goes on after a run was told to end, for as long as this at most.
 const (
 	snapshotGrace = time.Second     // for a snapshot that is being made
-	cleanupGrace  = 5 * time.Second // for one that has to go
+	cleanupGrace  = 3 * time.Second // for one that has to go
 )
 
 // deadLockWait bounds the wait for the cluster to notice that a killed run is dead: by default that takes 30 seconds.
@@ -29,6 +29,7 @@ func (j *job) breakDeadLock(ctx context.Context, lock *repo.Lock) error {
 	if len(dead) == 0 {
 		return nil
 	}
+	j.stale = true
 	ctx, cancel := context.WithTimeout(ctx, deadLockWait)
 	defer cancel()
 	var once sync.Once
@@ -70,6 +71,7 @@ func (j *job) removeStray(ctx context.Context) {
 	}
 	strays := j.ownSnapshots(keep)
 	if len(strays) > 0 {
+		j.stale = true
 		j.task.Phase("clean-up")
 	}
 	for _, name := range strays {
@@ -94,26 +96,33 @@ func (j *job) makeSnapshot(ctx context.Context, id *repo.Identity) error {
 	id.Created = time.Now().UTC().Truncate(time.Microsecond)
 	if err := j.Pool.CreateSnapshot(ctx, j.ref.ID, id.Snapshot.Name); err != nil {
 		j.abandoned = j.abandoned || errors.Is(err, rbd.ErrAbandoned)
-		// It may exist all the same, or come to exist.
-		j.dropSnapshot(ctx, id)
-		return err
+		if errors.Is(err, rbd.ErrExists) {
+			return err // and is not ours to remove
+		}
+		return j.dropSnapshot(ctx, id, err) // it may exist all the same, or come to exist
 	}
 	crashpoint.Reach(crashpoint.SnapshotMade)
 	return nil
 }
 
-// dropSnapshot removes our new snapshot again, also when the run has been told to end, unless its point exists.
-func (j *job) dropSnapshot(ctx context.Context, id *repo.Identity) {
+// dropSnapshot removes our new snapshot again, also when the run has been told to end, unless its point exists. It
+// gives the failure that was the cause, with the name of a snapshot that had to stay.
+func (j *job) dropSnapshot(ctx context.Context, id *repo.Identity, failure error) error {
 	if p := j.folder.Point(id.Point); p.Identity != nil && p.Identity.PointID == id.PointID {
-		return
+		return failure
 	}
 	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), cleanupGrace,
 		fmt.Errorf("no answer within %v", cleanupGrace))
 	defer cancel()
 	if _, err := j.Pool.SnapshotID(ctx, j.ref.ID, id.Snapshot.Name); errors.Is(err, rbd.ErrNotFound) {
-		return // so who may make none is not told that it can't be removed either
+		return failure // so who may make none is not told that it can't be removed either
 	}
-	j.removeSnapshot(ctx, id.Snapshot.Name, "its point was not made")
+	err := j.Pool.RemoveSnapshot(ctx, j.ref.ID, id.Snapshot.Name)
+	j.abandoned = j.abandoned || errors.Is(err, rbd.ErrAbandoned)
+	if err != nil && !errors.Is(err, rbd.ErrNotFound) {
+		return fmt.Errorf("%w; snapshot %s could not be removed, the next run will do so", failure, id.Snapshot.Name)
+	}
+	return failure
 }
 
 // removeOld removes what the new point has made superfluous.

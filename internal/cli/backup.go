@@ -79,7 +79,13 @@ func (p *Program) backup(ctx context.Context, spec, dir string, f *backupFlags) 
 		return err
 	}
 	report, err := p.backupPool(ctx, r, pool, namespace, f)
-	if report != nil && f.output.json {
+	if f.output.json {
+		if report == nil {
+			report = &backup.Report{Images: []backup.ImageReport{}}
+		}
+		if err != nil {
+			report.Error = err.Error()
+		}
 		err = errors.Join(err, printJSON(p.Stdout, report))
 	}
 	if err != nil {

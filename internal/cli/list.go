@@ -49,14 +49,17 @@ func printTable(w io.Writer, images []status.Image) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "IMAGE\tPOINT\tTIME\tKIND\tSIZE\tON DISK\tCHANGED\tPARENT\tSTATE\tSNAPSHOT")
 	for _, image := range images {
-		for _, p := range image.Points {
-			parent := "-"
+		for i, p := range image.Points {
+			parent, snapshot := "-", "-"
+			if i == len(image.Points)-1 {
+				snapshot = p.Snapshot // those of older points are gone
+			}
 			if p.Parent != nil {
 				parent = string(*p.Parent)
 			}
 			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", printable(image.Name), p.Point,
 				p.Time.Local().Format(time.DateTime), p.Kind, progress.Bytes(p.VirtualSize), progress.Bytes(p.DiskSize),
-				progress.Bytes(p.ChangedBytes), parent, p.State, p.Snapshot)
+				progress.Bytes(p.ChangedBytes), parent, p.State, snapshot)
 		}
 	}
 	return t.Flush()

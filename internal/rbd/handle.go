@@ -9,7 +9,7 @@ import (
 
 // closeGrace is how long Close waits for calls that still run: seconds, so that
 // an interrupted program ends soon, even if the cluster is down.
-const closeGrace = 5 * time.Second
+const closeGrace = 2 * time.Second
 
 // handle counts the users of one C object: its owner, the C calls running on
 // it, and the handles of objects made from it. The object is freed when the

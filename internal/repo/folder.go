@@ -35,11 +35,20 @@ func (r *Repository) Folders() ([]*Folder, error) {
 	}
 	var folders []*Folder
 	for _, e := range entries {
-		if e.IsDir() && !strings.HasPrefix(e.Name(), ".") && e.Name() != "lost+found" {
+		if isDir(r.Dir, e) && !strings.HasPrefix(e.Name(), ".") && e.Name() != "lost+found" {
 			folders = append(folders, r.Folder(e.Name()))
 		}
 	}
 	return folders, nil
+}
+
+// isDir looks through symbolic links: people move a folder to another disk by one.
+func isDir(dir string, e os.DirEntry) bool {
+	if e.Type()&os.ModeSymlink == 0 {
+		return e.IsDir()
+	}
+	info, err := os.Stat(filepath.Join(dir, e.Name()))
+	return err == nil && info.IsDir()
 }
 
 // Exists says whether the folder is there.
@@ -79,12 +88,18 @@ func (f *Folder) pointNames() ([]PointName, error) {
 	}
 	var names []PointName
 	for _, e := range entries {
-		if name, ok := parseFileName(f.Name, e.Name()); ok && e.Type().IsRegular() {
+		if name, ok := parseFileName(f.Name, e.Name()); ok && !isDir(f.Dir, e) {
 			names = append(names, name)
 		}
 	}
 	slices.SortFunc(names, func(a, b PointName) int { return a.Time().Compare(b.Time()) })
 	return names, nil
+}
+
+// HasForeignPoints says whether the Python tool has made points in the folder.
+func (f *Folder) HasForeignPoints() bool {
+	names, err := f.pointNames()
+	return err == nil && slices.ContainsFunc(names, PointName.Foreign)
 }
 
 // FileName is the name of a point's file in the folder.

@@ -10,6 +10,9 @@ import (
 
 const pointLayout = "20060102T150405Z"
 
+// lastYear leaves names behind every name that is one.
+const lastYear = 9998
+
 // PointName is the part of a point's file name between "@" and ".qcow2": YYYYMMDDTHHMMSSZ for points of ours, seconds
 // since 1970 for those of the Python tool that this program succeeds.
 type PointName string
@@ -45,7 +48,7 @@ func (p PointName) Time() time.Time {
 		return time.Unix(seconds, 0).UTC()
 	}
 	t, err := time.Parse(pointLayout, string(p))
-	if err != nil {
+	if err != nil || t.Year() > lastYear {
 		return time.Time{}
 	}
 	return t

@@ -1,13 +1,16 @@
 package repo
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
@@ -122,7 +125,7 @@ func OpenOrAdopt(dir string) (*Repository, error) {
 }
 
 // hasForeignLayout looks for IMAGE/IMAGE@SECONDS.qcow2 beside IMAGE/empty.qcow2.
-func hasForeignLayout(dir string) (bool, error) {
+func hasForeignLayout(dir string) (old bool, err error) {
 	empties, err := filepath.Glob(filepath.Join(globEscape(dir), "*", foreignBase))
 	if err != nil {
 		return false, err
@@ -133,11 +136,13 @@ func hasForeignLayout(dir string) (bool, error) {
 		if err != nil {
 			return false, err
 		}
-		if len(names) > 0 && names[0].Foreign() {
-			return true, nil
+		if i := slices.IndexFunc(names, func(n PointName) bool { return !n.Foreign() }); i >= 0 {
+			return false, fmt.Errorf("%s is missing, though there are points of a repository (%s): put it back from a copy",
+				filepath.Join(dir, markerName), f.Path(names[i]))
 		}
+		old = old || len(names) > 0
 	}
-	return false, nil
+	return old, nil
 }
 
 func globEscape(path string) string {
@@ -170,14 +175,14 @@ func (r *Repository) CheckSource(s Source) error {
 }
 
 // Bind binds the repository to a pool, for good, or checks that it is bound to that one.
-func (r *Repository) Bind(s Source) error {
+func (r *Repository) Bind(ctx context.Context, s Source) error {
 	if err := r.CheckSource(s); err != nil {
 		return err
 	}
 	if bound, _ := r.Source(); bound == s {
 		return nil
 	}
-	if err := r.bind(s); err != nil {
+	if err := r.bind(ctx, s); err != nil {
 		return fmt.Errorf("bind repository to its pool: %w", err)
 	}
 	crashpoint.Reach(crashpoint.MarkerBound)
@@ -185,13 +190,15 @@ func (r *Repository) Bind(s Source) error {
 }
 
 // bind does it alone: of two first backups, of different pools, one must not bind over the other.
-func (r *Repository) bind(s Source) error {
-	lock, err := r.lockMarker()
+func (r *Repository) bind(ctx context.Context, s Source) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, markerWait, errors.New("another run has it locked"))
+	defer cancel()
+	lock, err := r.lockMarker(ctx)
 	if errors.Is(err, fs.ErrNotExist) { // a directory of the Python tool
 		if err := r.createMarker(); err != nil {
 			return err
 		}
-		lock, err = r.lockMarker()
+		lock, err = r.lockMarker(ctx)
 	}
 	if err != nil {
 		return err
@@ -215,15 +222,18 @@ func (r *Repository) bind(s Source) error {
 	return nil
 }
 
-// lockMarker waits for the lock of the marker file, which ends when the file is closed. It is held for moments only.
-func (r *Repository) lockMarker() (*os.File, error) {
+// markerWait bounds the wait for the marker's lock, which is held for moments only.
+const markerWait = 10 * time.Second
+
+// lockMarker waits for the lock of the marker file, which ends when the file is closed.
+func (r *Repository) lockMarker(ctx context.Context) (*os.File, error) {
 	path := filepath.Join(r.Dir, markerName)
 	for {
 		f, err := os.OpenFile(path, os.O_RDWR, 0)
 		if err != nil {
 			return nil, err
 		}
-		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+		if err := awaitFlock(ctx, f); err != nil {
 			f.Close()
 			return nil, fmt.Errorf("lock %s: %w", path, err)
 		}
@@ -236,6 +246,21 @@ func (r *Repository) lockMarker() (*os.File, error) {
 			return f, nil
 		}
 		f.Close() // another run has replaced it
+	}
+}
+
+// awaitFlock waits for a file's lock until ctx ends.
+func awaitFlock(ctx context.Context, f *os.File) error {
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(20 * time.Millisecond):
+		}
 	}
 }
 
