@@ -6,10 +6,12 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/rbd2qcow2/rbd2qcow2/internal/cephtest"
+	"github.com/rbd2qcow2/rbd2qcow2/internal/programtest"
 	"github.com/rbd2qcow2/rbd2qcow2/internal/qemutest"
 	"github.com/rbd2qcow2/rbd2qcow2/internal/repo"
 )
@@ -180,5 +182,37 @@ func TestAdoptNot(t *testing.T) {
 			chain.wantIncrement(t, chain.backup(t), r.Points[0].Point)
 			chain.check(t)
 		})
+	}
+}
+
+// TestDigitsOfOthers leaves snapshots alone that are named by digits but by somebody else.
+func TestDigitsOfOthers(t *testing.T) {
+	t.Parallel()
+	pool := cephtest.Require(t).Pool(t)
+	d := newDisk(t, pool, "vm", diskSize)
+	now := strconv.FormatInt(time.Now().Unix(), 10) // even one that could be the Python tool's: it has never been here
+	for _, name := range []string{"7", "20240101", now} {
+		pool.CreateSnapshot(t, "vm@"+name)
+	}
+	d.backup(t, "--remove-old-snapshots")
+	d.backup(t, "--remove-old-snapshots")
+	if s := pool.Snapshots(t, "vm"); len(s) != 4 {
+		t.Errorf("snapshots %v, want ours and three others", s)
+	}
+}
+
+// TestMarkerLost refuses a repository whose marker is gone, also where it was the Python tool's before.
+func TestMarkerLost(t *testing.T) {
+	t.Parallel()
+	pool := cephtest.Require(t).Pool(t)
+	d := newDisk(t, pool, "vm", diskSize)
+	d.backup(t)
+	qemutest.Create(t, "-f", "qcow2", filepath.Join(d.dir, "vm", "empty.qcow2"), "1M")
+	if err := os.Remove(filepath.Join(d.dir, "rbd2qcow2.json")); err != nil {
+		t.Fatal(err)
+	}
+	r := program.Run(t, programtest.BackupArgs(pool, d.dir)...)
+	if r.Code != 1 || !strings.Contains(r.Stderr, "rbd2qcow2.json is missing") {
+		t.Errorf("exit status %d\n%s", r.Code, r.Stderr)
 	}
 }

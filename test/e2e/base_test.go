@@ -108,6 +108,11 @@ func baseCases() []baseCase {
 			touch(t, d, newest)
 			d.forget(newest)
 		}},
+		{"data damaged below", "can't be used", func(t *testing.T, d *disk, first, newest status.Point) {
+			edit(t, d, first, func(b []byte) []byte { b[bytes.Index(b, bytes.Repeat([]byte{1}, 4096))] ^= 1; return b })
+			touch(t, d, first)
+			d.forget(first, newest)
+		}},
 		{"touched", "", func(t *testing.T, d *disk, _, newest status.Point) {
 			touch(t, d, newest)
 		}},

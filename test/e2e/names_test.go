@@ -151,7 +151,7 @@ func TestSelection(t *testing.T) {
 		{args: "missing", code: 1, outcome: "missing:failed", message: "missing"},
 		{args: "missing skipped", code: 1, outcome: "missing:failed skipped:skipped", message: "missing"},
 		{args: "x*", code: 1, message: `no image matches "x*"`},
-		{args: "web x*", code: 1, message: `no image matches "x*"`},
+		{args: "web x*", code: 3, outcome: "web:done x*:failed", message: "no image matches"},
 		{args: "web --exclude web", code: 1, message: "no image matches"},
 		{args: "--exclude *", code: 1, message: "no image matches"},
 		{args: "[", code: 2, message: "["},
