@@ -32,7 +32,7 @@ Each image gets one new point in the repository DIR: an increment on its newest 
 snapshot can be trusted, otherwise a full point, and the reason is printed. One snapshot per image is kept
 for the next run. An image whose metadata has the key "backup-skip" is skipped.
 
-Memory is bounded by --parallel, 8 MiB for each read in flight and some, whatever the size of the images.
+Memory is bounded, at about 200 MiB besides what librbd needs, whatever the size of the images and --parallel.
 
 Exit status: 0 all done; 1 nothing done, or nothing matched; 2 usage; 3 some images failed, the rest are
 done; 130 and 143 interrupted.`,

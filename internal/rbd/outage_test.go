@@ -3,49 +3,12 @@ package rbd
 import (
 	"context"
 	"errors"
-	"os"
-	"path/filepath"
-	"strconv"
-	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/rbd2qcow2/rbd2qcow2/internal/cephtest"
-	"github.com/rbd2qcow2/rbd2qcow2/internal/qemutest"
 )
-
-// ownCluster starts a cluster for the test alone, whose daemons it may stop.
-func ownCluster(t *testing.T) (dir string, c *cephtest.Cluster) {
-	t.Helper()
-	cephtest.Require(t)
-	dir = filepath.Join(t.TempDir(), "ceph")
-	script := filepath.Join("..", "..", "test", "cluster", "ceph-cluster")
-	t.Cleanup(func() { qemutest.Run(t, script, "stop", dir) })
-	qemutest.Run(t, script, "start", dir)
-	return dir, &cephtest.Cluster{Conf: filepath.Join(dir, "ceph.conf")}
-}
-
-// freeze stops a daemon as a dying disk or switch would: it keeps its sockets.
-// The returned function lets it go on.
-func freeze(t *testing.T, dir, daemon string) (thaw func()) {
-	t.Helper()
-	text, err := os.ReadFile(filepath.Join(dir, "run", daemon+".pid"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
-	thaw = func() { _ = syscall.Kill(pid, syscall.SIGCONT) }
-	t.Cleanup(thaw)
-	return thaw
-}
 
 // within fails the test if f takes longer.
 func within(t *testing.T, limit time.Duration, what string, f func() error) error {
@@ -62,7 +25,7 @@ func within(t *testing.T, limit time.Duration, what string, f func() error) erro
 
 func TestOutage(t *testing.T) {
 	t.Parallel()
-	dir, own := ownCluster(t)
+	own := cephtest.Own(t)
 	tp := own.Pool(t)
 	tp.CreateImage(t, "vm", 64<<20)
 	tp.IO(t, "vm", "write -P 1 0 8M")
@@ -88,7 +51,7 @@ func TestOutage(t *testing.T) {
 
 	// In all not longer than 16 seconds: then the OSD's read lease would run out,
 	// which an OSD without peers does not get back by itself.
-	thaw := freeze(t, dir, "osd.0")
+	thaw := own.Freeze(t, "osd.0")
 	nothing := func(Extent) error { return nil }
 	limit := (callsPerWatchdog + 1) * cfg.Timeout
 	var wg sync.WaitGroup
@@ -144,7 +107,7 @@ func TestOutage(t *testing.T) {
 
 func TestDeadMonitor(t *testing.T) {
 	t.Parallel()
-	dir, own := ownCluster(t)
+	own := cephtest.Own(t)
 	tp := own.Pool(t)
 	tp.CreateImage(t, "vm", 64<<20)
 	id := tp.Info(t, "vm").ID
@@ -162,7 +125,7 @@ func TestDeadMonitor(t *testing.T) {
 	if _, err := c.SnapshotClient(ctx); err != nil {
 		t.Fatal(err)
 	}
-	thaw := freeze(t, dir, "mon.a")
+	thaw := own.Freeze(t, "mon.a")
 	err = within(t, 10*time.Second, "snapshot", func() error { return p.CreateSnapshot(ctx, id, "during") })
 	if !errors.Is(err, ErrTimeout) {
 		t.Error(err)
