@@ -5,6 +5,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"github.com/rbd2qcow2/rbd2qcow2/internal/qemutest"
 )
 
 // Pool is a pool, or one namespace of it, and a cephx user who can do there what a backup needs and nothing more.
@@ -89,3 +91,9 @@ func (p *Pool) String() string {
 
 // Spec returns the name of an image, which may end in "@snapshot", as the rbd program takes it.
 func (p *Pool) Spec(image string) string { return p.String() + "/" + image }
+
+// Rados runs the rados program on the pool and namespace: for tests that break what librbd keeps there.
+func (p *Pool) Rados(t testing.TB, args ...string) []byte {
+	t.Helper()
+	return qemutest.Run(t, "rados", append([]string{"--conf", p.Conf, "--pool", p.Name, "--namespace", p.Namespace}, args...)...)
+}

@@ -78,6 +78,22 @@ func (i *Image) Size() int64 { return i.size }
 // ObjectSize returns the size in bytes of the RADOS objects that hold the data.
 func (i *Image) ObjectSize() int64 { return i.objectSize }
 
+// StripeCount returns over how many objects consecutive stripes go in turn; 1
+// where an object holds consecutive bytes.
+func (i *Image) StripeCount() int64 { return i.stripeCount }
+
+// Objects returns the number of objects of an image of size bytes with the
+// layout of this one (Striper::get_num_objects of Ceph).
+func (i *Image) Objects(size int64) int64 {
+	period := i.objectSize * i.stripeCount
+	n := (size + period - 1) / period * i.stripeCount
+	// The last set of objects has some that no stripe reaches.
+	if rest := size % period; rest > 0 && rest < i.stripeUnit*i.stripeCount {
+		n -= i.stripeCount - (rest+i.stripeUnit-1)/i.stripeUnit
+	}
+	return n
+}
+
 // Features returns the features of the image.
 func (i *Image) Features() Features { return i.features }
 

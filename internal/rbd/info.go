@@ -123,6 +123,13 @@ func (i *Image) info() (info Info, err error) {
 	return info, err
 }
 
+// Parent returns the parent that the image has at the point that it is open
+// at, nil where it has none (rbd_get_parent, rbd_get_overlap).
+func (i *Image) Parent(ctx context.Context) (*Parent, error) {
+	p, err := call(ctx, i.handle, i.parent, nil)
+	return p, fail("find parent of", i.spec, err)
+}
+
 func (i *Image) parent() (*Parent, error) {
 	p, err := i.image.GetParent()
 	if err = translate(err); errors.Is(err, ErrNotFound) {
