@@ -1,0 +1,106 @@
+package changes
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/rbd2qcow2/rbd2qcow2/internal/rbd"
+)
+
+// Mode is what --diff chooses.
+type Mode string
+
+// The modes.
+const (
+	Auto    Mode = "auto"    // narrowed where it is proved safe, otherwise precise
+	Precise Mode = "precise" // every object of the image is asked about
+)
+
+// The methods that a Result names.
+const (
+	MethodFull     = "full"     // there was no base
+	MethodPrecise  = "precise"  // every object of the image was asked about
+	MethodNarrowed = "narrowed" // those that the object maps name
+)
+
+// Base is what has to be known of the older snapshot.
+type Base struct {
+	Snapshot rbd.Snapshot // of the user namespace
+	Parent   *rbd.Parent  // of the image at that snapshot; nil: none
+	// Others are the ids of the other snapshots that the image had when Snapshot was made. nil: that is not known.
+	Others []uint64
+	// Previous is the one of Others that the point before was read from; 0: none, or not known.
+	Previous uint64
+	// PreviousChanges calls add with every range, in bytes, in which the image at Previous and at Snapshot may
+	// differ. It is needed if Previous is not 0.
+	PreviousChanges func(add func(off, length int64)) error
+}
+
+// Options say what to look for, and how. Base and what it refers to stay the caller's.
+type Options struct {
+	Base     *Base                   // nil: all that exists is wanted
+	Snapshot uint64                  // id of the snapshot that the image is open at; 0: its head
+	Before   []rbd.Snapshot          // all snapshots just before that one was made; nil: not known, for a head
+	Mode     Mode                    // empty: Auto
+	Parallel int                     // calls of librbd at once; 0: 8
+	Progress func(done, total int64) // bytes of the disk that are to be asked about; may be nil
+}
+
+// Result tells how the changes were found.
+type Result struct {
+	Method  string // one of the constants
+	Reason  string // for the method, for people
+	Objects int64  // of the image
+	Asked   int64  // objects that the cluster was asked about
+}
+
+// Find calls add for every range of img that may differ from the base, in ascending order and never concurrently, as
+// rbd.Image.Diff does. Nothing that differs is left out. Errors are those of the cluster, and add's own.
+func Find(ctx context.Context, img *rbd.Image, o Options, add func(rbd.Extent) error) (Result, error) {
+	f := &finder{img: img, o: o, size: img.Size()}
+	r := Result{Method: MethodPrecise, Objects: img.Objects(f.size)}
+	if o.Base == nil {
+		r.Method = MethodFull
+	}
+	objects, reason, err := f.narrow(ctx)
+	r.Reason = reason
+	if err != nil {
+		return r, err
+	}
+	ranges, from := []span{{0, f.size}}, ""
+	r.Asked = r.Objects
+	if objects != nil {
+		ranges = f.ranges(objects)
+		r.Asked = objects.count()
+		r.Reason = fmt.Sprintf("%s name %d of %d objects", reason, r.Asked, r.Objects)
+		if o.Base != nil {
+			r.Method = MethodNarrowed
+		}
+	}
+	if o.Base != nil {
+		from = o.Base.Snapshot.Name
+	}
+	return r, f.diff(ctx, from, ranges, add)
+}
+
+// finder is one call of Find.
+type finder struct {
+	img       *rbd.Image
+	o         Options
+	size      int64
+	snapshots []rbd.Snapshot // those there are
+	newer     rbd.Snapshot   // that the image is open at; for its head with id 0
+}
+
+// narrow gives the objects that have to be asked about, and by what they are known, or nil and the reason why all of
+// them have to be.
+func (f *finder) narrow(ctx context.Context) (*objectSet, string, error) {
+	if f.o.Mode == Precise {
+		return nil, "asked for", nil
+	}
+	objects, reason, err := f.proof(ctx)
+	if damage, ok := asDamage(err); ok {
+		return nil, damage, nil
+	}
+	return objects, reason, err
+}

@@ -1,0 +1,111 @@
+package changes
+
+import (
+	"math/bits"
+
+	"github.com/rbd2qcow2/rbd2qcow2/internal/rbd"
+)
+
+// firstBits has the lower bit of each object's pair in a word of an object map.
+const firstBits = 0x5555555555555555
+
+// The following give firstBits of the objects of a word that are in such a state.
+
+func existing(w uint64) uint64 { return (w | w>>1) & firstBits }
+
+// marked: written since the snapshot before, or being removed.
+func marked(w uint64) uint64 { return (w ^ w>>1) & firstBits }
+
+func beingRemoved(w uint64) uint64 { return w >> 1 &^ w & firstBits }
+
+// objectSet is a set of an image's objects: one bit in the place where an object map has two.
+type objectSet struct {
+	objects int64
+	words   []uint64
+}
+
+func newObjectSet(objects int64) *objectSet {
+	return &objectSet{objects, make([]uint64, (objects+rbd.ObjectsPerWord-1)/rbd.ObjectsPerWord)}
+}
+
+// addExisting adds the objects that exist in a map.
+func (s *objectSet) addExisting(m *rbd.ObjectMap) {
+	for i := range s.words[:min(len(s.words), len(m.Words))] {
+		s.words[i] |= existing(m.Words[i])
+	}
+	s.trim()
+}
+
+// addChanged adds the objects that, by a later snapshot's map, may differ from the base. Both are of as many objects
+// as the set.
+func (s *objectSet) addChanged(base, later *rbd.ObjectMap) {
+	for i := range s.words {
+		b, m := base.Words[i], later.Words[i]
+		s.words[i] |= marked(m) | beingRemoved(b) | existing(b) ^ existing(m)
+	}
+}
+
+// addRange adds the objects from first to before end.
+func (s *objectSet) addRange(first, end int64) {
+	for n := first; n < min(end, s.objects); n++ {
+		s.words[n/rbd.ObjectsPerWord] |= 1 << (62 - 2*(n%rbd.ObjectsPerWord))
+	}
+}
+
+// trim takes out what another map has behind the last object.
+func (s *objectSet) trim() {
+	if rest := s.objects % rbd.ObjectsPerWord; rest > 0 {
+		s.words[len(s.words)-1] &^= 1<<(64-2*rest) - 1
+	}
+}
+
+func (s *objectSet) count() int64 {
+	n := 0
+	for _, w := range s.words {
+		n += bits.OnesCount64(w)
+	}
+	return int64(n)
+}
+
+// all yields the numbers of the objects in ascending order.
+func (s *objectSet) all(yield func(int64) bool) {
+	for i, w := range s.words {
+		for w != 0 {
+			first := bits.LeadingZeros64(w)
+			w &^= 1 << (63 - first)
+			if !yield(int64(i)*rbd.ObjectsPerWord + int64(first/2)) {
+				return
+			}
+		}
+	}
+}
+
+// span is a range of the disk in bytes.
+type span struct{ off, end int64 }
+
+// period is how many bytes of the disk a set of objects holds, over which stripes go in turn.
+func (f *finder) period() int64 { return f.img.ObjectSize() * f.img.StripeCount() }
+
+// ranges gives where the objects lie, neighbours joined. With striping, that is where their sets of objects lie.
+func (f *finder) ranges(objects *objectSet) []span {
+	period := f.period()
+	var ranges []span
+	for n := range objects.all {
+		off := n / f.img.StripeCount() * period
+		end := min(off+period, f.size)
+		if last := len(ranges) - 1; last >= 0 && ranges[last].end >= off {
+			ranges[last].end = end
+			continue
+		}
+		ranges = append(ranges, span{off, end})
+	}
+	return ranges
+}
+
+// addBytes adds the objects that hold a range of the disk.
+func (f *finder) addBytes(s *objectSet, off, length int64) {
+	if length > 0 {
+		first, last := off/f.period(), (off+length-1)/f.period()
+		s.addRange(first*f.img.StripeCount(), (last+1)*f.img.StripeCount())
+	}
+}
