@@ -16,7 +16,7 @@ func existing(w uint64) uint64 { return (w | w>>1) & firstBits }
 // marked: written since the snapshot before, or being removed.
 func marked(w uint64) uint64 { return (w ^ w>>1) & firstBits }
 
-func beingRemoved(w uint64) uint64 { return w >> 1 &^ w & firstBits }
+func beingRemoved(w uint64) uint64 { return (w >> 1 &^ w) & firstBits }
 
 // objectSet is a set of an image's objects: one bit in the place where an object map has two.
 type objectSet struct {
@@ -41,7 +41,7 @@ func (s *objectSet) addExisting(m *rbd.ObjectMap) {
 func (s *objectSet) addChanged(base, later *rbd.ObjectMap) {
 	for i := range s.words {
 		b, m := base.Words[i], later.Words[i]
-		s.words[i] |= marked(m) | beingRemoved(b) | existing(b) ^ existing(m)
+		s.words[i] |= marked(m) | beingRemoved(b) | (existing(b) ^ existing(m))
 	}
 }
 
