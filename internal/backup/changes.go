@@ -2,22 +2,23 @@ package backup
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"io"
 
+	"github.com/rbd2qcow2/rbd2qcow2/internal/changes"
 	"github.com/rbd2qcow2/rbd2qcow2/internal/extent"
 	"github.com/rbd2qcow2/rbd2qcow2/internal/rbd"
 	"github.com/rbd2qcow2/rbd2qcow2/internal/repo"
 	"github.com/rbd2qcow2/rbd2qcow2/qcow2"
 )
 
-// changes asks the cluster what differs between the base's snapshot, or nothing, and src, in whole clusters of the
-// file to write, whose size it decides.
-func (j *job) changes(ctx context.Context, src *rbd.Image, b *base, id *repo.Identity) ([]extent.Extent, error) {
+// findChanges finds what differs between the base's snapshot, or nothing, and src, in whole clusters of the file to write, whose
+// size it decides. It completes the identity by that, and by how it was done.
+func (j *job) findChanges(ctx context.Context, src *rbd.Image, b *base, id *repo.Identity) ([]extent.Extent, error) {
+	j.task.Phase("diff")
 	id.ClusterSize = j.clusterSize(src.Size(), b)
 	list := extent.NewList(src.Size(), id.ClusterSize)
-	from := ""
-	if b != nil {
-		from = b.snapshot.Name
-	}
 	end := endToRewrite(src.Size(), b)
 	add := func(e extent.Extent) error {
 		if e.Data || b != nil { // in a full point nothing lies below a hole
@@ -25,13 +26,13 @@ func (j *job) changes(ctx context.Context, src *rbd.Image, b *base, id *repo.Ide
 		}
 		return nil
 	}
-	err := j.diff(ctx, src, from, func(e extent.Extent) error {
+	found, err := changes.Find(ctx, src, j.searchOptions(ctx, b, id), func(e rbd.Extent) error {
 		id.Changes.DiffBytes += e.Length
 		e.Length = min(e.Length, end-e.Offset) // the rest comes with the end
 		if e.Length <= 0 {
 			return nil
 		}
-		return add(e)
+		return add(extent.Extent{Offset: e.Offset, Length: e.Length, Data: e.Exists})
 	})
 	if err != nil {
 		return nil, err
@@ -39,7 +40,12 @@ func (j *job) changes(ctx context.Context, src *rbd.Image, b *base, id *repo.Ide
 	if err := add(extent.Extent{Offset: end, Length: src.Size() - end, Data: true}); err != nil {
 		return nil, err
 	}
-	j.report.DiffBytes = id.Changes.DiffBytes
+	id.Changes.Method = found.Method
+	if b != nil {
+		id.Changes.Reason = found.Reason
+	}
+	j.log.Debug("found changes", "method", found.Method, "reason", found.Reason, "asked", found.Asked, "objects", found.Objects)
+	j.report.Method, j.report.Reason, j.report.DiffBytes = id.Changes.Method, id.Changes.Reason, id.Changes.DiffBytes
 	return list.Extents(), nil
 }
 
@@ -54,11 +60,53 @@ func endToRewrite(size int64, b *base) int64 {
 	return size
 }
 
-// diff passes on what the cluster reports as changed since the snapshot from.
-func (j *job) diff(ctx context.Context, src *rbd.Image, from string, add func(extent.Extent) error) error {
-	return src.Diff(ctx, from, 0, src.Size(), func(e rbd.Extent) error {
-		return add(extent.Extent{Offset: e.Offset, Length: e.Length, Data: e.Exists})
-	})
+// searchOptions says what is known of both ends. Without an identity of the base's that is little.
+func (j *job) searchOptions(ctx context.Context, b *base, id *repo.Identity) changes.Options {
+	o := changes.Options{Snapshot: id.Snapshot.ID, Before: j.snapshots, Mode: j.Diff, Progress: j.task.Searched}
+	if j.trackingLied {
+		o.Mode = changes.Precise
+	}
+	if b == nil {
+		return o
+	}
+	o.Base = &changes.Base{Snapshot: b.snapshot}
+	known := b.point.Identity
+	if known == nil {
+		return o
+	}
+	o.Base.Others = make([]uint64, 0, len(known.OtherSnapshots))
+	for _, s := range known.OtherSnapshots {
+		o.Base.Others = append(o.Base.Others, s.ID)
+	}
+	if p := known.Image.CloneParent; p != nil {
+		o.Base.Parent = &rbd.Parent{
+			PoolID: p.PoolID, Namespace: p.Namespace, ImageID: p.ImageID, SnapshotID: p.SnapshotID, Overlap: p.Overlap,
+		}
+	}
+	if known.Parent != nil {
+		o.Base.Previous = known.Parent.SnapshotID
+		o.Base.PreviousChanges = func(add func(off, length int64)) error { return stored(ctx, b.chain.Image, add) }
+	}
+	return o
+}
+
+// stored calls add with every range that the uppermost file of a chain stores anything for.
+func stored(ctx context.Context, image *qcow2.Image, add func(off, length int64)) error {
+	for off := int64(0); ; {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		e, err := image.FileExtent(off)
+		if errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return fmt.Errorf("read tables of the newest point: %w", err)
+		}
+		if e.Kind != qcow2.Unallocated {
+			add(e.Offset, e.Length)
+		}
+		off = e.Offset + e.Length
+	}
 }
 
 // defaultClusterSize is a compromise between the size of increments and that of the tables of full points.
@@ -95,7 +143,7 @@ func (j *job) preview(ctx context.Context) error {
 		return err
 	}
 	defer head.Close()
-	extents, err := j.changes(ctx, head, b, id)
+	extents, err := j.findChanges(ctx, head, b, id)
 	if err != nil {
 		return err
 	}

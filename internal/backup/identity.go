@@ -3,6 +3,7 @@ package backup
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -28,8 +29,8 @@ func (j *job) newIdentity(b *base, reason string) *repo.Identity {
 	}
 	id.Snapshot.Name = j.Repo.SnapshotName(id.Point)
 	if b != nil {
-		id.Changes = repo.Changes{Method: "precise", Reason: "the cluster was asked about every object"}
-		id.Parent = &repo.Parent{Point: b.point.Name}
+		id.Changes = repo.Changes{} // by the time that they are found it is known how
+		id.Parent = &repo.Parent{Point: b.point.Name, SnapshotID: b.snapshot.ID}
 		id.Generation = len(b.chain.Points)
 		if parent := b.point.Identity; parent != nil {
 			id.Chain = parent.Chain
@@ -48,6 +49,10 @@ func (j *job) describeSnapshot(ctx context.Context, src *rbd.Image, id *repo.Ide
 	if err != nil {
 		return err
 	}
+	parent, err := src.Parent(ctx)
+	if err != nil {
+		return err
+	}
 	for _, s := range snapshots {
 		if s.Kind == rbd.UserSnapshot && s.Name == id.Snapshot.Name {
 			id.Snapshot = describeSnapshot(s)
@@ -58,8 +63,10 @@ func (j *job) describeSnapshot(ctx context.Context, src *rbd.Image, id *repo.Ide
 		return fmt.Errorf("snapshot %s of image %s is gone", id.Snapshot.Name, j.Pool.Spec(j.ref.Name))
 	}
 	id.SnapSeq, id.OtherSnapshots = j.info.SnapSeq, []repo.Snapshot{}
-	for _, s := range snapshots {
-		if s.ID < id.Snapshot.ID { // later ones say nothing of ours
+	listed := map[uint64]bool{}
+	for _, s := range slices.Concat(snapshots, j.snapshots) { // one that is gone by now could be rolled back to for a moment
+		if s.ID < id.Snapshot.ID && !listed[s.ID] { // later ones say nothing of ours
+			listed[s.ID] = true
 			id.OtherSnapshots = append(id.OtherSnapshots, describeSnapshot(s))
 			id.SnapSeq = max(id.SnapSeq, s.ID) // made since we looked
 		}
@@ -72,10 +79,10 @@ func (j *job) describeSnapshot(ctx context.Context, src *rbd.Image, id *repo.Ide
 		DataPool: j.info.DataPool, Metadata: j.metadata,
 	}
 	id.Image.SetName(j.ref.Name)
-	if p := j.info.Parent; p != nil {
+	if p := parent; p != nil {
 		id.Image.CloneParent = &repo.CloneParent{
-			Pool: p.Pool, Namespace: p.Namespace, Image: p.Image, ImageID: p.ImageID, Snapshot: p.Snapshot,
-			Overlap: p.Overlap,
+			PoolID: p.PoolID, Pool: p.Pool, Namespace: p.Namespace, Image: p.Image, ImageID: p.ImageID,
+			Snapshot: p.Snapshot, SnapshotID: p.SnapshotID, Overlap: p.Overlap,
 		}
 	}
 	return nil

@@ -32,8 +32,9 @@ type job struct {
 	snapshots []rbd.Snapshot
 	metadata  map[string]string
 
-	stale     bool // what was found may be old: something that takes its time was done since, or snapshots removed
-	abandoned bool // a change of snapshots that librbd is still busy with
+	trackingLied bool // what the cluster says of changes was proved wrong
+	stale        bool // what was found may be old: something that takes its time was done since, or snapshots removed
+	abandoned    bool // a change of snapshots that librbd is still busy with
 }
 
 // do carries the backup through; see the package documentation for its steps.
@@ -176,8 +177,7 @@ func (j *job) makePoint(ctx context.Context, b *base, id *repo.Identity) (err er
 	if err := j.describeSnapshot(ctx, src, id); err != nil {
 		return err
 	}
-	j.task.Phase("diff")
-	extents, err := j.changes(ctx, src, b, id)
+	extents, err := j.findChanges(ctx, src, b, id)
 	if err != nil {
 		return err
 	}

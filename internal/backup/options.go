@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"slices"
 
+	"github.com/rbd2qcow2/rbd2qcow2/internal/changes"
 	"github.com/rbd2qcow2/rbd2qcow2/internal/progress"
 	"github.com/rbd2qcow2/rbd2qcow2/internal/rbd"
 	"github.com/rbd2qcow2/rbd2qcow2/internal/repo"
@@ -23,9 +24,12 @@ type Options struct {
 	// where a chain of its is continued.
 	RemoveOldSnapshots bool
 
+	Diff            changes.Mode // how changes are found; empty: changes.Auto
+	VerifyUnchanged float64      // percent of what is found unchanged to be compared with the chain
+
 	Jobs        int   // images at once; 0: 4
 	Parallel    int   // reads in flight, for all images together; 0: 8
-	ClusterSize int64 // of full points, in bytes; 0: 64 KiB or what the disk needs
+	ClusterSize int64 // in bytes, a power of two; 0: for full points 64 KiB or what the disk needs, for others by their changes
 	Compression Compression
 
 	Program  string // name and version, for the identity
@@ -58,6 +62,19 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	if o.Parallel < 1 || o.Parallel > maxParallel {
 		return o, fmt.Errorf("parallel %d: must be from 1 to %d", o.Parallel, maxParallel)
+	}
+	switch o.Diff {
+	case "":
+		o.Diff = changes.Auto
+	case changes.Auto, changes.Precise:
+	default:
+		return o, fmt.Errorf("diff %q: must be %s or %s", o.Diff, changes.Auto, changes.Precise)
+	}
+	if !(o.VerifyUnchanged >= 0 && o.VerifyUnchanged <= 100) {
+		return o, fmt.Errorf("verify-unchanged %v: must be from 0 to 100 percent", o.VerifyUnchanged)
+	}
+	if n := o.ClusterSize; n != 0 && (n < qcow2.MinClusterSize || n > qcow2.MaxClusterSize || n&(n-1) != 0) {
+		return o, fmt.Errorf("cluster size %d: must be a power of two from %d to %d", n, qcow2.MinClusterSize, qcow2.MaxClusterSize)
 	}
 	for _, pattern := range slices.Concat(o.Images, o.Exclude) {
 		if _, err := path.Match(pattern, ""); err != nil {

@@ -30,7 +30,7 @@ type ImageReport struct {
 	Name        string         `json:"name"`
 	Status      Status         `json:"status"`
 	Points      []status.Point `json:"points"`           // the new one, if there is one
-	Method      string         `json:"method,omitempty"` // "full" or "precise"
+	Method      string         `json:"method,omitempty"` // "full", "precise" or "narrowed"
 	Reason      string         `json:"reason,omitempty"` // for the method, or for skipping
 	DiffBytes   int64          `json:"diff_bytes"`
 	ReadBytes   int64          `json:"read_bytes"`

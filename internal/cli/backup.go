@@ -3,11 +3,13 @@ package cli
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/rbd2qcow2/rbd2qcow2/internal/backup"
+	"github.com/rbd2qcow2/rbd2qcow2/internal/changes"
 	"github.com/rbd2qcow2/rbd2qcow2/internal/compress"
 	"github.com/rbd2qcow2/rbd2qcow2/internal/rbd"
 	"github.com/rbd2qcow2/rbd2qcow2/internal/repo"
@@ -19,6 +21,8 @@ type backupFlags struct {
 	ceph        rbd.Config
 	output      outputFlags
 	compression string
+	diff        string
+	clusterSize string
 }
 
 func (p *Program) backupCommand() *cobra.Command {
@@ -50,6 +54,12 @@ done; 130 and 143 interrupted.`,
 	flags.BoolVar(&f.options.Full, "full", false, "make full points")
 	flags.BoolVar(&f.options.DryRun, "dry-run", false, "say what would be done, and change nothing")
 	flags.StringVar(&f.compression, "compress", "zstd", "compression of the data: `zstd|zlib|none[:LEVEL]`")
+	flags.StringVar(&f.clusterSize, "cluster-size", "",
+		"clusters of `SIZE` bytes (suffix K or M), but never larger than the chain's full point has; default: 64K for full points, what makes the file smallest for increments")
+	flags.StringVar(&f.diff, "diff", string(changes.Auto),
+		"how changes are found: `auto|precise`: auto asks the cluster only about objects that their maps name, where that is proved safe; precise about every object")
+	flags.Float64Var(&f.options.VerifyUnchanged, "verify-unchanged", 0,
+		"read `PERCENT` of what is found unchanged and compare it with the chain; where it differs make a full point")
 	flags.IntVar(&f.options.Parallel, "parallel", 8, "keep `N` reads in flight, for all images together")
 	flags.IntVar(&f.options.Jobs, "jobs", 4, "back up `N` images at once")
 	flags.BoolVar(&f.options.RemoveOldSnapshots, "remove-old-snapshots", false,
@@ -70,6 +80,10 @@ func (p *Program) backup(ctx context.Context, spec, dir string, f *backupFlags) 
 	o := &f.options
 	if o.Compression.Name, o.Compression.Codec, err = compress.Parse(f.compression); err != nil {
 		return usageError{err}
+	}
+	o.Diff = changes.Mode(f.diff)
+	if o.ClusterSize, err = parseSize(f.clusterSize); err != nil {
+		return usageError{fmt.Errorf("--cluster-size: %w", err)}
 	}
 	if err := errors.Join(f.output.validate(), checkCeph(&f.ceph), o.Validate()); err != nil {
 		return usageError{err}

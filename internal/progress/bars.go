@@ -77,6 +77,10 @@ type barTask struct {
 
 func (t *barTask) Phase(what string) { t.phase.Store(what) }
 
+func (t *barTask) Searched(done, total int64) {
+	t.phase.Store(fmt.Sprintf("diff %d%%", percent(done, total)))
+}
+
 func (t *barTask) Total(bytes int64) {
 	t.bar.SetTotal(bytes, false)
 	t.bars.all.SetTotal(t.bars.total.Add(bytes), false)

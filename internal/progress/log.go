@@ -20,7 +20,9 @@ type Reporter interface {
 
 // Task is the progress of one image.
 type Task interface {
-	Phase(what string) // "clean-up", "snapshot", "diff", "copy", "commit"
+	Phase(what string) // "clean-up", "snapshot", "diff", "verify", "copy", "commit"
+	// Searched says how far the search for changes is, in bytes of the disk.
+	Searched(done, total int64)
 	Total(bytes int64) // to be copied
 	Add(bytes int64)   // copied
 	End()              // the last call
@@ -44,6 +46,7 @@ func (l Log) Start(image string) Task {
 
 type logTask struct {
 	log    *slog.Logger
+	search atomic.Int64 // percent
 	total  atomic.Int64
 	copied atomic.Int64
 	once   sync.Once
@@ -61,6 +64,9 @@ func (t *logTask) tick() {
 		case <-ticker.C:
 			copied, total := t.copied.Load(), t.total.Load()
 			if total == 0 {
+				if percent := t.search.Load(); percent > 0 {
+					t.log.Info("finding changes", "percent", percent)
+				}
 				continue
 			}
 			rate := float64(copied) / time.Since(start).Seconds()
@@ -77,10 +83,14 @@ func eta(left int64, rate float64) string {
 	return time.Duration(float64(left) / rate * float64(time.Second)).Round(time.Second).String()
 }
 
-func (t *logTask) Phase(what string) { t.log.Debug("phase", "phase", what) }
-func (t *logTask) Total(bytes int64) { t.total.Store(bytes) }
-func (t *logTask) Add(bytes int64)   { t.copied.Add(bytes) }
-func (t *logTask) End()              { t.once.Do(func() { close(t.stop) }) }
+func (t *logTask) Phase(what string)          { t.log.Debug("phase", "phase", what) }
+func (t *logTask) Searched(done, total int64) { t.search.Store(percent(done, total)) }
+func (t *logTask) Total(bytes int64)          { t.total.Store(bytes) }
+func (t *logTask) Add(bytes int64)            { t.copied.Add(bytes) }
+func (t *logTask) End()                       { t.once.Do(func() { close(t.stop) }) }
+
+// percent is at least 1, so that what has begun shows.
+func percent(done, total int64) int64 { return max(1, int64(100*float64(done)/float64(max(total, 1)))) }
 
 // Bytes is a size for people.
 func Bytes(n int64) string { return humanize.IBytes(uint64(max(n, 0))) }

@@ -29,7 +29,7 @@ type Identity struct {
 	Snapshot Snapshot `json:"snapshot"`
 	// SnapSeq is the id of the last snapshot that was made of the image before ours, 0 if there was none.
 	SnapSeq uint64 `json:"snap_seq"`
-	// OtherSnapshots are all others that the image had when ours was made.
+	// OtherSnapshots are all others, made before ours, that the image had when ours was made.
 	OtherSnapshots []Snapshot `json:"other_snapshots"`
 
 	Changes     Changes `json:"changes"`
@@ -42,6 +42,7 @@ type Parent struct {
 	Point          PointName `json:"point"`
 	PointID        string    `json:"point_id,omitempty"`        // "" for a point of the Python tool
 	IdentitySHA256 string    `json:"identity_sha256,omitempty"` // hex; "" likewise
+	SnapshotID     uint64    `json:"snapshot_id,omitempty"`     // of the snapshot that it was read from; 0: not known
 }
 
 // Image describes the RBD image as it was.
@@ -83,12 +84,14 @@ func (i *Image) RealName() string {
 
 // CloneParent is the snapshot that the image is a clone of.
 type CloneParent struct {
-	Pool      string `json:"pool"`
-	Namespace string `json:"namespace"`
-	Image     string `json:"image"`
-	ImageID   string `json:"image_id,omitempty"`
-	Snapshot  string `json:"snapshot"`
-	Overlap   int64  `json:"overlap"` // bytes
+	PoolID     int64  `json:"pool_id,omitempty"`
+	Pool       string `json:"pool"`
+	Namespace  string `json:"namespace"`
+	Image      string `json:"image"`
+	ImageID    string `json:"image_id,omitempty"`
+	Snapshot   string `json:"snapshot"`
+	SnapshotID uint64 `json:"snapshot_id,omitempty"`
+	Overlap    int64  `json:"overlap"` // bytes, at our snapshot
 }
 
 // Snapshot is one RBD snapshot.
@@ -101,7 +104,7 @@ type Snapshot struct {
 
 // Changes says how the content of a point was found, and how much it was.
 type Changes struct {
-	Method      string `json:"method"`       // "full" or "precise"
+	Method      string `json:"method"`       // "full", "precise" or "narrowed"
 	Reason      string `json:"reason"`       // why this method
 	DiffBytes   int64  `json:"diff_bytes"`   // reported by the cluster as changed
 	ReadBytes   int64  `json:"read_bytes"`   // read from the cluster

@@ -196,7 +196,7 @@ func (d *disk) wantFull(t *testing.T, r backup.ImageReport, reason string) {
 func (d *disk) wantIncrement(t *testing.T, r backup.ImageReport, parent repo.PointName) {
 	t.Helper()
 	p := r.Points[0]
-	if r.Method != "precise" || p.Kind != "incremental" || p.Parent == nil || *p.Parent != parent {
+	if r.Method != "precise" && r.Method != "narrowed" || p.Kind != "incremental" || p.Parent == nil || *p.Parent != parent {
 		t.Errorf("method %s, kind %s, parent %s, reason %q: want an increment on %s",
 			r.Method, p.Kind, printable(p.Parent), r.Reason, parent)
 	}

@@ -182,7 +182,7 @@ func TestDryRun(t *testing.T) {
 	pool := cephtest.Require(t).Pool(t)
 	d := newDisk(t, pool, "vm", diskSize)
 	pool.IO(t, "vm", "write -P 1 0 1M")
-	for _, method := range []string{"full", "precise"} {
+	for _, method := range []string{"full", "narrowed"} {
 		before := tree(t, d.dir) + strings.Join(d.snapshots(t), " ")
 		r := d.run(t, "--dry-run").Images[0]
 		if after := tree(t, d.dir) + strings.Join(d.snapshots(t), " "); after != before {
