@@ -44,6 +44,11 @@ func (j *job) findChanges(ctx context.Context, src *rbd.Image, b *base, id *repo
 	if b != nil {
 		id.Changes.Reason = found.Reason
 	}
+	if found.Lied {
+		warning := found.Reason + "; every object was asked about; run \"rbd object-map rebuild\" on the image and its snapshots"
+		j.report.Warnings = append(j.report.Warnings, warning)
+		j.log.Warn("don't trust the object map", "reason", warning)
+	}
 	j.log.Debug("found changes", "method", found.Method, "reason", found.Reason, "asked", found.Asked, "objects", found.Objects)
 	j.report.Method, j.report.Reason, j.report.DiffBytes = id.Changes.Method, id.Changes.Reason, id.Changes.DiffBytes
 	return list.Extents(), nil
@@ -62,7 +67,7 @@ func endToRewrite(size int64, b *base) int64 {
 
 // searchOptions says what is known of both ends. Without an identity of the base's that is little.
 func (j *job) searchOptions(ctx context.Context, b *base, id *repo.Identity) changes.Options {
-	o := changes.Options{Snapshot: id.Snapshot.ID, Before: j.snapshots, Mode: j.Diff, Progress: j.task.Searched}
+	o := changes.Options{Snapshot: id.Snapshot.ID, Before: j.snapshots, Mode: j.Diff, Progress: j.task.Advance}
 	if j.trackingLied {
 		o.Mode = changes.Precise
 	}

@@ -181,6 +181,9 @@ func (j *job) makePoint(ctx context.Context, b *base, id *repo.Identity) (err er
 	if err != nil {
 		return err
 	}
+	if b, extents, err = j.distrust(ctx, src, b, id, extents); err != nil {
+		return err
+	}
 	crashpoint.Reach(crashpoint.Diffed)
 	data, _ := extent.Bytes(extents)
 	j.task.Total(data)

@@ -24,7 +24,9 @@ type piece struct {
 
 // diff asks the precise diff about the ranges, several pieces of them at a time, and passes on what it finds in order.
 // When it returns, no call is left that could still find something.
-func (f *finder) diff(ctx context.Context, from string, ranges []span, add func(rbd.Extent) error) error {
+func (f *finder) diff(ctx context.Context, from string, ranges []span, progress func(done, total int64),
+	add func(rbd.Extent) error,
+) error {
 	parallel := f.o.Parallel
 	if parallel == 0 {
 		parallel = defaultParallel
@@ -48,8 +50,8 @@ func (f *finder) diff(ctx context.Context, from string, ranges []span, add func(
 			stop()
 		}
 		done += p.end - p.off
-		if f.o.Progress != nil {
-			f.o.Progress(done, total)
+		if progress != nil {
+			progress(done, total)
 		}
 	}
 	if ctx.Err() != nil {

@@ -38,12 +38,14 @@ type Base struct {
 
 // Options say what to look for, and how. Base and what it refers to stay the caller's.
 type Options struct {
-	Base     *Base                   // nil: all that exists is wanted
-	Snapshot uint64                  // id of the snapshot that the image is open at; 0: its head
-	Before   []rbd.Snapshot          // all snapshots just before that one was made; nil: not known, for a head
-	Mode     Mode                    // empty: Auto
-	Parallel int                     // calls of librbd at once; 0: 8
-	Progress func(done, total int64) // bytes of the disk that are to be asked about; may be nil
+	Base     *Base          // nil: all that exists is wanted
+	Snapshot uint64         // id of the snapshot that the image is open at; 0: its head
+	Before   []rbd.Snapshot // all snapshots just before that one was made; nil: not known, for a head
+	Mode     Mode           // empty: Auto
+	Parallel int            // calls of librbd at once; 0: 8
+	// SpotChecks is how many objects are asked about although the maps do not name them; 0: 64, negative: none.
+	SpotChecks int
+	Progress   func(done, total int64) // bytes of the disk that are to be asked about; may be nil
 }
 
 // Result tells how the changes were found.
@@ -52,6 +54,7 @@ type Result struct {
 	Reason  string // for the method, for people
 	Objects int64  // of the image
 	Asked   int64  // objects that the cluster was asked about
+	Lied    bool   // the object maps were found to be wrong, as Reason tells
 }
 
 // Find calls add for every range of img that may differ from the base, in ascending order and never concurrently, as
@@ -63,7 +66,7 @@ func Find(ctx context.Context, img *rbd.Image, o Options, add func(rbd.Extent) e
 		r.Method = MethodFull
 	}
 	objects, reason, err := f.narrow(ctx)
-	r.Reason = reason
+	r.Reason, r.Lied = reason, f.lied
 	if err != nil {
 		return r, err
 	}
@@ -80,7 +83,7 @@ func Find(ctx context.Context, img *rbd.Image, o Options, add func(rbd.Extent) e
 	if o.Base != nil {
 		from = o.Base.Snapshot.Name
 	}
-	return r, f.diff(ctx, from, ranges, add)
+	return r, f.diff(ctx, from, ranges, f.o.Progress, add)
 }
 
 // finder is one call of Find.
@@ -90,6 +93,7 @@ type finder struct {
 	size      int64
 	snapshots []rbd.Snapshot // those there are
 	newer     rbd.Snapshot   // that the image is open at; for its head with id 0
+	lied      bool           // the maps
 }
 
 // narrow gives the objects that have to be asked about, and by what they are known, or nil and the reason why all of

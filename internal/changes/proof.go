@@ -47,6 +47,13 @@ func (f *finder) proof(ctx context.Context) (*objectSet, string, error) {
 		}
 		return objects, "object map", nil
 	}
+	return f.proofFrom(ctx, objects, parent, newer)
+}
+
+// proofFrom is proof where there is a base. It adds to objects.
+func (f *finder) proofFrom(ctx context.Context, objects *objectSet, parent *rbd.Parent, newer *rbd.ObjectMap,
+) (*objectSet, string, error) {
+	b := f.o.Base
 	if !sameParent(parent, b.Parent) {
 		return nil, "the image was resized or flattened, so that another part of its parent shows through", nil
 	}
@@ -59,12 +66,20 @@ func (f *finder) proof(ctx context.Context) (*objectSet, string, error) {
 		return nil, "", err
 	}
 	reason, err := f.addChanges(ctx, objects, base, newer)
-	if err != nil || reason == "" {
+	if err != nil {
+		return nil, "", err
+	}
+	exist := newObjectSet(objects.objects)
+	exist.addExisting(newer)
+	if reason == "" {
+		lie, err := f.spotCheck(ctx, objects, exist)
+		if f.lied = lie != ""; f.lied {
+			return nil, lie, err
+		}
 		return objects, "object maps", err
 	}
-	objects.addExisting(base)
-	objects.addExisting(newer)
-	return objects, fmt.Sprintf("object maps, by existence alone since %s,", reason), nil
+	exist.addExisting(base)
+	return exist, fmt.Sprintf("object maps, by existence alone since %s,", reason), nil
 }
 
 // addChanges adds the objects that have changed by the maps' account, or tells why that account may be incomplete,

@@ -44,7 +44,7 @@ func (b *Bars) Images(n int) {
 // Start begins an image.
 func (b *Bars) Start(image string) Task {
 	t := &barTask{bars: b}
-	t.phase.Store("")
+	t.phase.Store(&phase{})
 	t.bar = b.bar(image, int(b.ended.Load()), decor.Any(func(decor.Statistics) string {
 		return fmt.Sprintf("  %s", t.phase.Load())
 	}))
@@ -72,14 +72,11 @@ func (b *Bars) bar(name string, priority int, last decor.Decorator) *mpb.Bar {
 type barTask struct {
 	bars  *Bars
 	bar   *mpb.Bar
-	phase atomic.Value // string
+	phase atomic.Pointer[phase]
 }
 
-func (t *barTask) Phase(what string) { t.phase.Store(what) }
-
-func (t *barTask) Searched(done, total int64) {
-	t.phase.Store(fmt.Sprintf("diff %d%%", percent(done, total)))
-}
+func (t *barTask) Phase(what string)         { t.phase.Store(&phase{name: what}) }
+func (t *barTask) Advance(done, total int64) { t.phase.Store(t.phase.Load().advance(done, total)) }
 
 func (t *barTask) Total(bytes int64) {
 	t.bar.SetTotal(bytes, false)

@@ -2,6 +2,7 @@
 package progress
 
 import (
+	"fmt"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -21,8 +22,8 @@ type Reporter interface {
 // Task is the progress of one image.
 type Task interface {
 	Phase(what string) // "clean-up", "snapshot", "diff", "verify", "copy", "commit"
-	// Searched says how far the search for changes is, in bytes of the disk.
-	Searched(done, total int64)
+	// Advance says how far a phase other than the copy is, in bytes or whatever.
+	Advance(done, total int64)
 	Total(bytes int64) // to be copied
 	Add(bytes int64)   // copied
 	End()              // the last call
@@ -40,13 +41,14 @@ func (l Log) Images(int) {}
 // Start begins an image.
 func (l Log) Start(image string) Task {
 	t := &logTask{log: l.Logger.With("image", image), stop: make(chan struct{})}
+	t.phase.Store(&phase{})
 	go t.tick()
 	return t
 }
 
 type logTask struct {
 	log    *slog.Logger
-	search atomic.Int64 // percent
+	phase  atomic.Pointer[phase]
 	total  atomic.Int64
 	copied atomic.Int64
 	once   sync.Once
@@ -64,8 +66,8 @@ func (t *logTask) tick() {
 		case <-ticker.C:
 			copied, total := t.copied.Load(), t.total.Load()
 			if total == 0 {
-				if percent := t.search.Load(); percent > 0 {
-					t.log.Info("finding changes", "percent", percent)
+				if p := t.phase.Load(); p.percent > 0 {
+					t.log.Info("working", "phase", p.name, "percent", p.percent)
 				}
 				continue
 			}
@@ -83,14 +85,33 @@ func eta(left int64, rate float64) string {
 	return time.Duration(float64(left) / rate * float64(time.Second)).Round(time.Second).String()
 }
 
-func (t *logTask) Phase(what string)          { t.log.Debug("phase", "phase", what) }
-func (t *logTask) Searched(done, total int64) { t.search.Store(percent(done, total)) }
-func (t *logTask) Total(bytes int64)          { t.total.Store(bytes) }
-func (t *logTask) Add(bytes int64)            { t.copied.Add(bytes) }
-func (t *logTask) End()                       { t.once.Do(func() { close(t.stop) }) }
+func (t *logTask) Phase(what string) {
+	t.phase.Store(&phase{name: what})
+	t.log.Debug("phase", "phase", what)
+}
 
-// percent is at least 1, so that what has begun shows.
-func percent(done, total int64) int64 { return max(1, int64(100*float64(done)/float64(max(total, 1)))) }
+func (t *logTask) Advance(done, total int64) { t.phase.Store(t.phase.Load().advance(done, total)) }
+func (t *logTask) Total(bytes int64)         { t.total.Store(bytes) }
+func (t *logTask) Add(bytes int64)           { t.copied.Add(bytes) }
+func (t *logTask) End()                      { t.once.Do(func() { close(t.stop) }) }
+
+// phase is what a task is at. It never changes: it is replaced by the next one.
+type phase struct {
+	name    string
+	percent int64 // 0: not known
+}
+
+// advance gives the same phase at another percentage, at least 1, so that what has begun shows.
+func (p *phase) advance(done, total int64) *phase {
+	return &phase{p.name, max(1, int64(100*float64(done)/float64(max(total, 1))))}
+}
+
+func (p *phase) String() string {
+	if p.percent == 0 {
+		return p.name
+	}
+	return fmt.Sprintf("%s %d%%", p.name, p.percent)
+}
 
 // Bytes is a size for people.
 func Bytes(n int64) string { return humanize.IBytes(uint64(max(n, 0))) }

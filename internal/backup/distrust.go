@@ -1,0 +1,43 @@
+package backup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+
+	"github.com/google/uuid"
+
+	"github.com/rbd2qcow2/rbd2qcow2/internal/changes"
+	"github.com/rbd2qcow2/rbd2qcow2/internal/extent"
+	"github.com/rbd2qcow2/rbd2qcow2/internal/rbd"
+	"github.com/rbd2qcow2/rbd2qcow2/internal/repo"
+)
+
+// distrust compares a share of what was not found changed with the chain. Where it differs there is no increment to be
+// made: the base that it gives then is nil, and the extents are those of a full point.
+func (j *job) distrust(ctx context.Context, src *rbd.Image, b *base, id *repo.Identity, extents []extent.Extent,
+) (*base, []extent.Extent, error) {
+	if b == nil || j.VerifyUnchanged == 0 {
+		return b, extents, nil
+	}
+	check := unchangedCheck{
+		src: src, size: src.Size(), base: b.chain.Image, percent: j.VerifyUnchanged, parallel: j.Parallel,
+	}
+	j.task.Phase("verify")
+	var compared atomic.Int64
+	total := check.expected(extents)
+	check.compared = func(n int64) { j.task.Advance(compared.Add(n), total) }
+	err := check.run(ctx, extents)
+	var lie *lieError
+	if !errors.As(err, &lie) {
+		return b, extents, err
+	}
+	reason := fmt.Sprintf("%v (%s: %s)", lie, id.Changes.Method, id.Changes.Reason)
+	j.log.Warn("the increment is thrown away for a full point", "reason", reason)
+	id.Chain, id.Generation, id.Parent = uuid.NewString(), 0, nil
+	id.Changes = repo.Changes{Method: changes.MethodFull, Reason: reason}
+	j.trackingLied = true
+	extents, err = j.findChanges(ctx, src, nil, id)
+	return nil, extents, err
+}
