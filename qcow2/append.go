@@ -5,7 +5,7 @@ import (
 	"slices"
 )
 
-// Append writes an encoded chunk behind everything that came before; guest offsets must ascend.
+// Append writes an encoded chunk, but for its gaps, behind everything that came before; guest offsets must ascend.
 // The chunk may be used again afterwards.
 func (w *Writer) Append(c *Chunk) (err error) {
 	defer func() { w.keep(&err) }()
@@ -59,14 +59,16 @@ func (w *Writer) appendPart(entries []uint64, guest int64, data []byte, clusters
 		return err
 	}
 	for i := range clusters {
-		if clusters[i].kind == Data {
+		switch clusters[i].kind {
+		case Unallocated: // nothing of it in the file
+		case Data:
 			w.block = append(w.block, clusters[i].digest[:]...)
 			w.stats.DataClusters++
-			continue
-		}
-		var err error
-		if entries[i], err = w.zeroEntry(guest + int64(i)*w.o.ClusterSize); err != nil {
-			return err
+		case Zero:
+			var err error
+			if entries[i], err = w.zeroEntry(guest + int64(i)*w.o.ClusterSize); err != nil {
+				return err
+			}
 		}
 	}
 	return out.flush()

@@ -13,6 +13,9 @@ type Chunk struct {
 	Offset int64
 	// Data is the guest content: whole clusters, zeroes beyond the end of the disk.
 	Data []byte
+	// Gaps are the parts of Data that came along with the rest and shall not be in the file: what they hold is not looked
+	// at, and their clusters stay unallocated. They are whole clusters inside Data, in ascending order.
+	Gaps []Range
 
 	clusters    []encodedCluster
 	packed      []byte // the compressed clusters, one behind the other
@@ -20,8 +23,17 @@ type Chunk struct {
 	codec       Codec  // that it was encoded with
 }
 
+// Range is a run of guest bytes.
+type Range struct {
+	Offset int64 // in the disk, bytes
+	Length int64 // bytes
+}
+
+// End is the guest offset behind the range.
+func (r Range) End() int64 { return r.Offset + r.Length }
+
 type encodedCluster struct {
-	kind   Kind   // Zero or Data
+	kind   Kind   // Unallocated in a gap
 	packed []byte // part of Chunk.packed; nil for a cluster that is stored as it is
 	digest Digest
 }
@@ -51,6 +63,9 @@ func (e *ChunkEncoder) Encode(c *Chunk, clusterSize int64) error {
 	if len(c.Data)%size != 0 || c.Offset%clusterSize != 0 {
 		return fmt.Errorf("encode chunk at %d: %d bytes are not whole clusters of %d", c.Offset, len(c.Data), size)
 	}
+	if err := c.checkGaps(clusterSize); err != nil {
+		return fmt.Errorf("encode chunk at %d: %w", c.Offset, err)
+	}
 	c.clusterSize, c.codec = clusterSize, e.codec
 	c.clusters = c.clusters[:0]
 	c.packed = c.packed[:0]
@@ -58,12 +73,34 @@ func (e *ChunkEncoder) Encode(c *Chunk, clusterSize int64) error {
 		// Room for all of it, so that it does not move any more.
 		c.packed = slices.Grow(c.packed, len(c.Data))
 	}
+	gaps := c.Gaps
 	for at := 0; at < len(c.Data); at += size {
+		guest := c.Offset + int64(at)
+		for len(gaps) > 0 && gaps[0].End() <= guest {
+			gaps = gaps[1:]
+		}
+		if len(gaps) > 0 && gaps[0].Offset <= guest {
+			c.clusters = append(c.clusters, encodedCluster{kind: Unallocated})
+			continue
+		}
 		cluster, err := e.encodeCluster(c, c.Data[at:at+size])
 		if err != nil {
-			return fmt.Errorf("compress cluster at %d: %w", c.Offset+int64(at), err)
+			return fmt.Errorf("compress cluster at %d: %w", guest, err)
 		}
 		c.clusters = append(c.clusters, cluster)
+	}
+	return nil
+}
+
+// checkGaps refuses gaps that are not what Chunk.Gaps has to be.
+func (c *Chunk) checkGaps(clusterSize int64) error {
+	from, end := c.Offset, c.Offset+int64(len(c.Data))
+	for _, g := range c.Gaps {
+		if g.Offset < from || g.Offset > end || g.Length < 0 || g.Length > end-g.Offset || (g.Offset|g.Length)%clusterSize != 0 {
+			return fmt.Errorf("gap of %d bytes at %d: not whole clusters of %d in ascending order within %d to %d",
+				g.Length, g.Offset, clusterSize, from, end)
+		}
+		from = g.End()
 	}
 	return nil
 }

@@ -41,7 +41,7 @@ func (w *Writer) Finish(identity []byte) (err error) {
 	return w.Close()
 }
 
-// Flush writes the last L2 table, so that Stats knows all of the data; nothing can be appended afterwards.
+// Flush writes the last L2 tables, so that Stats knows all of the data; nothing can be appended afterwards.
 func (w *Writer) Flush() (err error) {
 	if w.err != nil {
 		return w.err
@@ -52,6 +52,9 @@ func (w *Writer) Flush() (err error) {
 		return err
 	}
 	w.l2Index = -1
+	if err := w.writeQueue(); err != nil {
+		return err
+	}
 	return w.writeCompleteBlocks()
 }
 

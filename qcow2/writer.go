@@ -37,9 +37,9 @@ type Stats struct {
 	FileBytes          int64 // length of the file; of use after Finish
 }
 
-// Writer writes a qcow2 file from its beginning to its end: data as it comes, each L2 table behind the data it
-// maps, each refcount block once the file has outgrown it, and at last the header, without which the file is none.
-// It holds one L2 table, the L1 table and the digest directory in memory, 40 bytes per L2 table.
+// Writer writes a qcow2 file from its beginning to its end: data as it comes, L2 tables behind the data they map, each
+// refcount block once the file has outgrown it, and at last the header, without which the file is none.
+// It holds a mebibyte of L2 tables or two tables, the L1 table and the digest directory in memory, 40 bytes per L2 table.
 // It is not safe for concurrent use. After an error the file is of no use: every call but Close gives that error again.
 type Writer struct {
 	f         File
@@ -48,10 +48,12 @@ type Writer struct {
 	alloc     *allocator
 	l1        []uint64
 	l2        []uint64
-	l2Index   int64  // of the table in l2; -1: none
-	block     []byte // digest block of the table in l2: room for the hash of its kinds, and the digests so far
-	kinds     []byte // buffer for those kinds
-	buf       []byte // buffer of writeEntries
+	l2Index   int64         // of the table in l2; -1: none
+	queue     []queuedTable // the tables that come next in the file
+	spare     [][]uint64    // empty tables
+	block     []byte        // digest block of the table in l2: room for the hash of its kinds, and the digests so far
+	kinds     []byte        // buffer for those kinds
+	buf       []byte        // buffer of writeEntries
 	directory []directoryEntry
 	spool     *spool
 	nextGuest int64 // the lowest guest offset that may still be written
@@ -128,7 +130,17 @@ func (w *Writer) seekTable(guest int64) error {
 	return nil
 }
 
-// finishTable writes the current L2 table and queues its digest block. A table without entries leaves no trace.
+// queueBytes is the length of the tables that are written together. Compressed data between which no table lies wastes
+// no room in the clusters that it is packed in: where changes are scattered, each table maps but a few of them.
+const queueBytes = 1 << 20
+
+// queuedTable is an L2 table that is complete.
+type queuedTable struct {
+	index   int64
+	entries []uint64
+}
+
+// finishTable queues the current L2 table and its digest block. A table without entries leaves no trace.
 func (w *Writer) finishTable() error {
 	if w.l2Index < 0 {
 		return nil
@@ -141,15 +153,34 @@ func (w *Writer) finishTable() error {
 	if !used {
 		return nil
 	}
-	off := w.alloc.clusters(1)
-	if err := w.writeEntries(w.l2, off); err != nil {
-		return fmt.Errorf("write L2 table: %w", err)
-	}
-	w.l1[w.l2Index] = uint64(off) | entryCopied
 	if err := w.queueDigests(); err != nil {
 		return err
 	}
-	clear(w.l2)
+	w.queue = append(w.queue, queuedTable{w.l2Index, w.l2})
+	if n := len(w.spare); n > 0 {
+		w.l2, w.spare = w.spare[n-1], w.spare[:n-1]
+	} else {
+		w.l2 = make([]uint64, len(w.l2))
+	}
+	if int64(len(w.queue))*w.o.ClusterSize < queueBytes {
+		return nil
+	}
+	return w.writeQueue()
+}
+
+// writeQueue writes the tables in the queue.
+func (w *Writer) writeQueue() error {
+	off := w.alloc.clusters(int64(len(w.queue)))
+	for _, t := range w.queue {
+		if err := w.writeEntries(t.entries, off); err != nil {
+			return fmt.Errorf("write L2 table: %w", err)
+		}
+		w.l1[t.index] = uint64(off) | entryCopied
+		off += w.o.ClusterSize
+		clear(t.entries)
+		w.spare = append(w.spare, t.entries)
+	}
+	w.queue = w.queue[:0]
 	return nil
 }
 

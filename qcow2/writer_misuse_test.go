@@ -209,3 +209,33 @@ func TestWriterBackingFails(t *testing.T) {
 		}
 	}
 }
+
+func TestEncodeRefusesGaps(t *testing.T) {
+	const cluster, start = 4 << 10, 16 << 10
+	e, err := qcow2.NewChunkEncoder(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, test := range map[string]struct {
+		gaps []qcow2.Range
+		ok   bool
+	}{
+		"none":           {nil, true},
+		"all":            {[]qcow2.Range{{start, 4 * cluster}}, true},
+		"adjoining":      {[]qcow2.Range{{start, cluster}, {start + cluster, cluster}}, true},
+		"empty":          {[]qcow2.Range{{start + 4*cluster, 0}}, true},
+		"before":         {[]qcow2.Range{{start - cluster, 2 * cluster}}, false},
+		"behind":         {[]qcow2.Range{{start + 3*cluster, 2 * cluster}}, false},
+		"far behind":     {[]qcow2.Range{{start + cluster, math.MaxInt64 / cluster * cluster}}, false},
+		"negative":       {[]qcow2.Range{{start + cluster, -cluster}}, false},
+		"descending":     {[]qcow2.Range{{start + cluster, cluster}, {start, cluster}}, false},
+		"overlapping":    {[]qcow2.Range{{start, 2 * cluster}, {start + cluster, cluster}}, false},
+		"part at start":  {[]qcow2.Range{{start + 512, cluster}}, false},
+		"part at length": {[]qcow2.Range{{start, 512}}, false},
+	} {
+		c := qcow2.Chunk{Offset: start, Data: make([]byte, 4*cluster), Gaps: test.gaps}
+		if err := e.Encode(&c, cluster); (err == nil) != test.ok {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}

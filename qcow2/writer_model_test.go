@@ -105,9 +105,14 @@ func scribbleWriter(t *testing.T, r *rand.Rand, w *qcow2.Writer, l layer, want [
 			clear(part)
 			err = w.Zero(off, n)
 		default:
+			before := bytes.Clone(part)
 			fill(r, part, l.cluster)
 			clear(want[min((l.size+511)/512*512, int64(len(want))):])
 			c.Offset, c.Data = off, append(c.Data[:0], part...)
+			c.Gaps = randomGaps(r, &c, l.cluster)
+			for _, g := range c.Gaps {
+				copy(want[g.Offset:g.End()], before[g.Offset-off:]) // as it was
+			}
 			if err = encoder.Encode(&c, l.cluster); err == nil {
 				err = w.Append(&c)
 			}
@@ -117,6 +122,23 @@ func scribbleWriter(t *testing.T, r *rand.Rand, w *qcow2.Writer, l layer, want [
 		}
 		off += n
 	}
+}
+
+// randomGaps gives most often none, otherwise gaps between, before and behind what is to be written, some adjoining,
+// some empty.
+func randomGaps(r *rand.Rand, c *qcow2.Chunk, cluster int64) (gaps []qcow2.Range) {
+	if r.IntN(3) > 0 {
+		return nil
+	}
+	end := c.Offset + int64(len(c.Data))
+	for off := c.Offset + r.Int64N(3)*cluster; off <= end; off += r.Int64N(3) * cluster {
+		g := qcow2.Range{Offset: off, Length: min(r.Int64N(4)*cluster, end-off)}
+		gaps = append(gaps, g)
+		if off = g.End(); off == end {
+			break
+		}
+	}
+	return gaps
 }
 
 // fill changes clusters to data that compresses well, a little, not at all, or zeroes, or leaves them as they were.
