@@ -23,6 +23,7 @@ func (j *job) distrust(ctx context.Context, src *rbd.Image, b *base, id *repo.Id
 	}
 	check := unchangedCheck{
 		src: src, size: src.Size(), base: b.chain.Image, percent: j.VerifyUnchanged, parallel: j.Parallel,
+		engine: j.engine,
 	}
 	j.task.Phase("verify")
 	var compared atomic.Int64
@@ -32,6 +33,10 @@ func (j *job) distrust(ctx context.Context, src *rbd.Image, b *base, id *repo.Id
 	var lie *lieError
 	if !errors.As(err, &lie) {
 		return b, extents, err
+	}
+	// A snapshot that is removed meanwhile reads as zeroes.
+	if err := j.confirmSnapshots(ctx, b, id); err != nil {
+		return nil, nil, err
 	}
 	reason := fmt.Sprintf("%v (%s: %s)", lie, id.Changes.Method, id.Changes.Reason)
 	j.log.Warn("the increment is thrown away for a full point", "reason", reason)

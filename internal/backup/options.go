@@ -47,6 +47,8 @@ type Compression struct {
 const (
 	maxJobs     = 64
 	maxParallel = 256
+	// minClusterSize, in bytes, leaves room in the first cluster for the name of a backing file.
+	minClusterSize = 1 << 10
 )
 
 // withDefaults checks the options and fills in what is left open.
@@ -73,8 +75,8 @@ func (o Options) withDefaults() (Options, error) {
 	if !(o.VerifyUnchanged >= 0 && o.VerifyUnchanged <= 100) {
 		return o, fmt.Errorf("verify-unchanged %v: must be from 0 to 100 percent", o.VerifyUnchanged)
 	}
-	if n := o.ClusterSize; n != 0 && (n < qcow2.MinClusterSize || n > qcow2.MaxClusterSize || n&(n-1) != 0) {
-		return o, fmt.Errorf("cluster size %d: must be a power of two from %d to %d", n, qcow2.MinClusterSize, qcow2.MaxClusterSize)
+	if n := o.ClusterSize; n != 0 && (n < minClusterSize || n > qcow2.MaxClusterSize || n&(n-1) != 0) {
+		return o, fmt.Errorf("cluster size %d: must be a power of two from %d to %d", n, minClusterSize, qcow2.MaxClusterSize)
 	}
 	for _, pattern := range slices.Concat(o.Images, o.Exclude) {
 		if _, err := path.Match(pattern, ""); err != nil {

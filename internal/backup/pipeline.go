@@ -51,13 +51,12 @@ type engine struct {
 	readers  sync.WaitGroup
 }
 
-// task is a range of an image on its way: a read of data, or, without a chunk, zeroes.
+// task is a part of an image on its way.
 type task struct {
+	part
 	ctx         context.Context
 	src         source
-	offset      int64
-	length      int64
-	chunk       *qcow2.Chunk
+	chunk       *qcow2.Chunk // nil for zeroes
 	clusterSize int64
 	err         error
 	done        chan struct{} // closed when chunk is encoded, or err set
@@ -134,10 +133,10 @@ type copyJob struct {
 	engine  *engine
 	src     source
 	dst     *qcow2.Writer
-	written func(bytes int64) // told after each write
+	written func(bytes int64) // told after each write, without what was read along
 }
 
-// run copies the extents, which List.Extents gave, and returns the number of bytes read.
+// run copies extents, whole clusters of the file, and returns the number of bytes read.
 func (j *copyJob) run(ctx context.Context, extents []extent.Extent) (read int64, err error) {
 	// An error of this image ends the planning alone: the reads under way must bring their chunks back whole.
 	planning, stop := context.WithCancel(ctx)
@@ -173,25 +172,17 @@ func (j *copyJob) run(ctx context.Context, extents []extent.Extent) (read int64,
 	return read, err
 }
 
-// plan cuts extents into tasks and hands them to the readers, then, in order, to the writer.
+// plan makes tasks of the extents and hands them to the readers, then, in order, to the writer.
 func (j *copyJob) plan(planning, reading context.Context, extents []extent.Extent, order chan<- *task) {
-	step := max(j.engine.step, j.dst.ClusterSize())
-	for _, e := range extents {
-		for off := e.Offset; off < e.End(); {
-			t := &task{ctx: reading, src: j.src, offset: off, done: make(chan struct{}), clusterSize: j.dst.ClusterSize()}
-			if e.Data {
-				// Up to the next multiple of the step, so that reads keep to objects.
-				t.length = min(e.End(), (off/step+1)*step) - off
-				if !j.engine.start(planning, t) {
-					return
-				}
-			} else {
-				t.length = e.Length
-				close(t.done)
-			}
-			order <- t // the writer takes all there is, also after an error
-			off += t.length
+	clusterSize := j.dst.ClusterSize()
+	for p := range parts(extents, max(j.engine.step, clusterSize)) {
+		t := &task{part: p, ctx: reading, src: j.src, done: make(chan struct{}), clusterSize: clusterSize}
+		if !p.data {
+			close(t.done)
+		} else if !j.engine.start(planning, t) {
+			return
 		}
+		order <- t // the writer takes all there is, also after an error
 	}
 }
 
@@ -203,6 +194,7 @@ func (e *engine) start(ctx context.Context, t *task) bool {
 		return false
 	}
 	t.chunk.Offset = t.offset
+	t.chunk.Gaps = append(t.chunk.Gaps[:0], t.gaps...)
 	size := int(roundUp(t.length, t.clusterSize))
 	t.chunk.Data = slices.Grow(t.chunk.Data[:0], size)[:size]
 	select {
@@ -225,7 +217,7 @@ func (j *copyJob) write(t *task) error {
 		err = j.dst.Append(t.chunk)
 		crashpoint.Reach(crashpoint.FirstData)
 	}
-	j.written(t.length)
+	j.written(t.wanted)
 	return err
 }
 

@@ -8,27 +8,28 @@ import (
 	"io"
 	"iter"
 	"math/rand/v2"
+	"slices"
 	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/rbd2qcow2/rbd2qcow2/internal/extent"
+	"github.com/rbd2qcow2/rbd2qcow2/internal/rbd"
 	"github.com/rbd2qcow2/rbd2qcow2/qcow2"
 )
 
 // unchangedPiece is what is picked or passed over as one, in bytes: as large as one can be at the cost of a small read.
+// Neighbours that are picked are read together.
 const unchangedPiece = 256 << 10
 
-// unchangedRead bounds what is read and compared at once: neighbours that are picked are read together.
-const unchangedRead = 1 << 20
-
-// unchangedCheck compares a share of what is called unchanged with the chain. Its memory is parallel × 2 MiB.
+// unchangedCheck compares a share of what is called unchanged with the chain.
 type unchangedCheck struct {
 	src      source       // the image at the new snapshot
 	size     int64        // of src, in bytes; need not be a multiple of anything
 	base     *qcow2.Image // what the image was; beyond its end that was zero
 	percent  float64      // how much of it is compared, at random; 100: all
 	parallel int          // reads in flight
+	engine   *engine      // whose chunks are the buffers, so that its bound of memory holds
 	compared func(bytes int64)
 }
 
@@ -80,15 +81,20 @@ func (u *unchangedCheck) expected(extents []extent.Extent) int64 {
 	return int64(float64(u.size-data-zero) * u.percent / 100)
 }
 
-// pick chooses what to compare, in ascending order, none of it larger than unchangedRead.
+// limit bounds a read, in bytes: a chunk holds what is and what was.
+func (u *unchangedCheck) limit() int64 { return u.engine.step / 2 }
+
+// pick chooses what to compare, in ascending order, each part within the limit of a read.
 func (u *unchangedCheck) pick(extents []extent.Extent) iter.Seq[extent.Extent] {
+	limit := u.limit()
+	piece := min(unchangedPiece, limit)
 	return func(yield func(extent.Extent) bool) {
 		var next extent.Extent
 		for gap := range gaps(extents, u.size) {
 			for off := gap.Offset; off < gap.End(); {
-				end := min(gap.End(), (off/unchangedPiece+1)*unchangedPiece)
+				end := min(gap.End(), (off/piece+1)*piece)
 				if rand.Float64()*100 < u.percent {
-					if off != next.End() || off%unchangedRead == 0 {
+					if off != next.End() || off%limit == 0 {
 						if next.Length > 0 && !yield(next) {
 							return
 						}
@@ -121,23 +127,41 @@ func gaps(extents []extent.Extent, size int64) iter.Seq[extent.Extent] {
 	}
 }
 
-// compareAll is one of the goroutines that read. Its buffers end with it: after an error librbd may still write there.
+// compareAll is one of the goroutines that read.
 func (u *unchangedCheck) compareAll(ctx context.Context, spans <-chan extent.Extent, differs *firstOffset) error {
-	is, was := make([]byte, unchangedRead), make([]byte, unchangedRead)
 	for span := range spans {
-		is, was := is[:span.Length], was[:span.Length]
-		if err := u.src.Read(ctx, is, span.Offset); err != nil {
+		var chunk *qcow2.Chunk
+		select {
+		case chunk = <-u.engine.free:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		chunk.Data = slices.Grow(chunk.Data[:0], int(2*u.limit()))[:2*span.Length]
+		at, err := u.compare(ctx, chunk.Data[:span.Length], chunk.Data[span.Length:], span.Offset)
+		if errors.Is(err, rbd.ErrAbandoned) {
+			chunk = new(qcow2.Chunk) // librbd still writes into the other
+		}
+		u.engine.free <- chunk
+		if err != nil {
 			return err
 		}
-		if err := readBase(u.base, was, span.Offset); err != nil {
-			return err
-		}
-		if at := mismatch(is, was); at >= 0 {
+		if at >= 0 {
 			differs.note(span.Offset + at)
 		}
 		u.compared(span.Length)
 	}
 	return nil
+}
+
+// compare gives where, from off on, the image is not what it was, -1 if it is.
+func (u *unchangedCheck) compare(ctx context.Context, is, was []byte, off int64) (int64, error) {
+	if err := u.src.Read(ctx, is, off); err != nil {
+		return 0, err
+	}
+	if err := readBase(u.base, was, off); err != nil {
+		return 0, err
+	}
+	return mismatch(is, was), nil
 }
 
 // readBase fills p with what the image was.

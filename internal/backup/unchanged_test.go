@@ -107,20 +107,30 @@ func writeFile(t *testing.T, below *qcow2.Image, state []byte) (*qcow2.Image, *o
 }
 
 // check compares everything outside of the extents.
-func check(base *qcow2.Image, is []byte, extents []extent.Extent) (compared int64, err error) {
+func check(e *engine, base *qcow2.Image, is []byte, extents []extent.Extent) (compared int64, err error) {
 	var sum atomic.Int64
 	u := unchangedCheck{
-		src: memory{is, -1}, size: int64(len(is)), base: base, percent: 100, parallel: 2,
+		src: memory{is, -1}, size: int64(len(is)), base: base, percent: 100, parallel: 2, engine: e,
 		compared: func(bytes int64) { sum.Add(bytes) },
 	}
 	err = u.run(context.Background(), extents)
 	return sum.Load(), err
 }
 
+func testEngine(t *testing.T) *engine {
+	e, err := newEngine(&Options{Parallel: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(e.close)
+	e.step = 1 << 20
+	return e
+}
+
 // TestUnchanged changes bytes in and outside of what is reported, on disks of any size that grow and shrink.
 func TestUnchanged(t *testing.T) {
-	rng := rand.New(rand.NewPCG(1, 2))
-	sizes := []int64{0, 1, 511, 512, 1000, 64 << 10, unchangedPiece + 1, unchangedRead + 77}
+	e, rng := testEngine(t), rand.New(rand.NewPCG(1, 2))
+	sizes := []int64{0, 1, 511, 512, 1000, 64 << 10, unchangedPiece + 1, 1<<20 + 77}
 	for _, was := range sizes {
 		for _, is := range sizes {
 			before := noise(rng, was)
@@ -128,11 +138,11 @@ func TestUnchanged(t *testing.T) {
 			base := writeChain(t, older, before)
 			after := make([]byte, is)
 			copy(after, before)
-			if _, err := check(base, after, nil); err != nil {
+			if _, err := check(e, base, after, nil); err != nil {
 				t.Fatalf("%d -> %d bytes, nothing changed: %v", was, is, err)
 			}
 			for range 2 {
-				checkChanged(t, rng, base, after)
+				checkChanged(t, e, rng, base, after)
 			}
 		}
 	}
@@ -140,7 +150,7 @@ func TestUnchanged(t *testing.T) {
 
 // checkChanged reports some ranges as changed and changes bytes in them, which must be found nowhere, then a byte
 // outside, which must be found.
-func checkChanged(t *testing.T, rng *rand.Rand, base *qcow2.Image, same []byte) {
+func checkChanged(t *testing.T, e *engine, rng *rand.Rand, base *qcow2.Image, same []byte) {
 	t.Helper()
 	size := int64(len(same))
 	is := slices.Clone(same)
@@ -165,14 +175,14 @@ func checkChanged(t *testing.T, rng *rand.Rand, base *qcow2.Image, same []byte) 
 	for _, e := range extents {
 		changed += e.Length
 	}
-	compared, err := check(base, is, extents)
+	compared, err := check(e, base, is, extents)
 	if err != nil || compared != size-changed {
 		t.Fatalf("size %d, extents %v: compared %d, %v", size, extents, compared, err)
 	}
 	for _, off := range slices.Backward(slices.Compact(outside)) { // each of them before all others that are wrong
 		is[off] ^= 0x80
 		var lie *lieError
-		if _, err := check(base, is, extents); !errors.As(err, &lie) || lie.offset != off {
+		if _, err := check(e, base, is, extents); !errors.As(err, &lie) || lie.offset != off {
 			t.Fatalf("size %d, extents %v, changed at %d: %v", size, extents, off, err)
 		}
 	}
@@ -182,11 +192,11 @@ func checkChanged(t *testing.T, rng *rand.Rand, base *qcow2.Image, same []byte) 
 func TestUnchangedShare(t *testing.T) {
 	const size = 1 << 40
 	extents := []extent.Extent{{Offset: 0, Length: size / 4, Data: true}, {Offset: size / 2, Length: size / 4}}
-	for _, percent := range []float64{0.1, 10, 50, 100} {
-		u := unchangedCheck{size: size, percent: percent}
+	for i, percent := range []float64{0.1, 10, 50, 100} {
+		u := unchangedCheck{size: size, percent: percent, engine: &engine{step: 128 << 10 << (2 * i)}}
 		var sum, end int64
 		for span := range u.pick(extents) {
-			if span.Offset < end || span.Length <= 0 || span.Length > unchangedRead {
+			if span.Offset < end || span.Length <= 0 || span.Length > u.limit() {
 				t.Fatalf("%v behind %d", span, end)
 			}
 			sum, end = sum+span.Length, span.End()
@@ -201,7 +211,8 @@ func TestUnchangedErrors(t *testing.T) {
 	was := noise(rand.New(rand.NewPCG(3, 4)), 8<<20)
 	base := writeChain(t, was)
 	u := unchangedCheck{
-		src: memory{was, 5 << 20}, size: 8 << 20, base: base, percent: 100, parallel: 4, compared: func(int64) {},
+		src: memory{was, 5 << 20}, size: 8 << 20, base: base, percent: 100, parallel: 4, engine: testEngine(t),
+		compared: func(int64) {},
 	}
 	if err := u.run(t.Context(), nil); !errors.Is(err, rbd.ErrTimeout) {
 		t.Errorf("read error: %v", err)
@@ -218,5 +229,8 @@ func TestUnchangedErrors(t *testing.T) {
 	file.Close()
 	if err := u.run(t.Context(), nil); !errors.Is(err, os.ErrClosed) {
 		t.Errorf("chain that can't be read: %v", err)
+	}
+	if free := u.engine.free; len(free) != cap(free) {
+		t.Errorf("%d of %d chunks came back", len(free), cap(free))
 	}
 }

@@ -2,7 +2,11 @@
 // write, in ascending order, in bounded memory.
 package extent
 
-import "fmt"
+import (
+	"fmt"
+	"iter"
+	"slices"
+)
 
 // Extent is a range of a disk in bytes.
 type Extent struct {
@@ -28,7 +32,8 @@ type List struct {
 	pending Extent // the last one added, not yet widened: its neighbour may complete a unit
 }
 
-// NewList makes a list for a disk of size bytes and clusters of unit bytes.
+// NewList makes a list for a disk of size bytes and clusters of unit bytes. Where the size of the clusters is decided
+// by what the list holds in the end, unit is the smallest that may be chosen; see Widen.
 func NewList(size, unit int64) *List { return &List{size: size, unit: unit, limit: maxExtents} }
 
 // Add adds an extent behind all others. What reaches beyond the disk is cut off.
@@ -60,6 +65,30 @@ func (l *List) Extents() []Extent {
 	return l.merged
 }
 
+// Widen gives ascending extents of a disk of size bytes, neighbours of one kind joined, such as List.Extents gave them,
+// in whole units. It is the same whether they come as they were reported or in units that divide this one, and what
+// is in larger units stays as it is.
+func Widen(extents []Extent, size, unit int64) iter.Seq[Extent] {
+	return func(yield func(Extent) bool) {
+		var last Extent
+		more := true
+		for _, e := range extents {
+			widen(e, size, unit, func(e Extent) {
+				if e = last.join(e); e.Length > 0 {
+					more = more && (last.Length == 0 || yield(last))
+					last = e
+				}
+			})
+			if !more {
+				return
+			}
+		}
+		if last.Length > 0 {
+			yield(last)
+		}
+	}
+}
+
 // Bytes adds up the lengths of the extents that have to be read and of those that read as zeroes.
 func Bytes(extents []Extent) (data, zero int64) {
 	for _, e := range extents {
@@ -72,59 +101,58 @@ func Bytes(extents []Extent) (data, zero int64) {
 	return data, zero
 }
 
-func (l *List) widen(e Extent) {
+// widen gives e in whole units: data, zeroes, or zeroes with data at one end or both.
+func widen(e Extent, size, unit int64, emit func(Extent)) {
 	if e.Length == 0 {
 		return
 	}
-	if e.Data {
-		l.emit(l.down(e.Offset), l.up(e.End()), true)
+	down := func(off int64) int64 { return off / unit * unit }
+	up := func(off int64) int64 { return min((off+unit-1)/unit*unit, size) }
+	from, to := down(e.Offset), up(e.End())
+	zeroFrom, zeroTo := up(e.Offset), down(e.End())
+	if e.End() == size {
+		zeroTo = size
+	}
+	if e.Data || zeroFrom >= zeroTo { // or one unit in part, or two
+		emit(Extent{from, to - from, true})
 		return
 	}
-	from, to := l.up(e.Offset), l.down(e.End())
-	if e.End() == l.size {
-		to = l.size
+	if from < zeroFrom {
+		emit(Extent{from, zeroFrom - from, true})
 	}
-	if from >= to { // no whole unit: one or two in part
-		l.emit(l.down(e.Offset), l.up(e.End()), true)
-		return
-	}
-	if e.Offset < from {
-		l.emit(l.down(e.Offset), from, true)
-	}
-	l.emit(from, to, false)
-	if to < e.End() {
-		l.emit(to, l.up(e.End()), true)
+	emit(Extent{zeroFrom, zeroTo - zeroFrom, false})
+	if zeroTo < to {
+		emit(Extent{zeroTo, to - zeroTo, true})
 	}
 }
 
-// emit appends a widened range. Only units of data can be there already: those that two extents share.
-func (l *List) emit(from, to int64, data bool) {
-	if n := len(l.merged); n > 0 {
-		last := &l.merged[n-1]
-		from = max(from, last.End())
-		if from >= to {
-			return
-		}
-		if last.Data == data && last.End() == from {
-			last.Length = to - last.Offset
-			return
-		}
+// join makes e longer by what follows, if that is of its kind, and gives what is left of it. Only units of data can
+// be in both: those that two extents share.
+func (e *Extent) join(next Extent) (rest Extent) {
+	from := max(next.Offset, e.End())
+	next.Offset, next.Length = from, next.End()-from
+	if next.Length > 0 && next.Data == e.Data && from == e.End() && e.Length > 0 {
+		e.Length += next.Length
+		next.Length = 0
 	}
-	l.merged = append(l.merged, Extent{from, to - from, data})
+	return next
+}
+
+func (l *List) widen(e Extent) { widen(e, l.size, l.unit, l.emit) }
+
+func (l *List) emit(e Extent) {
+	if n := len(l.merged); n > 0 {
+		e = l.merged[n-1].join(e)
+	}
+	if e.Length > 0 {
+		l.merged = append(l.merged, e)
+	}
 }
 
 // coarsen doubles the unit until the list has shrunk by half.
 func (l *List) coarsen() {
 	for len(l.merged) > l.limit/2 && l.unit < l.size {
 		l.unit *= 2
-		fine := l.merged
-		l.merged = nil
-		for _, e := range fine {
-			l.widen(e)
-		}
+		l.merged = slices.Collect(Widen(l.merged, l.size, l.unit))
 	}
 }
-
-func (l *List) down(off int64) int64 { return off / l.unit * l.unit }
-
-func (l *List) up(off int64) int64 { return min((off+l.unit-1)/l.unit*l.unit, l.size) }

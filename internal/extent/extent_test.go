@@ -65,15 +65,63 @@ func TestModel(t *testing.T) {
 			if err := l.Add(e); err != nil {
 				t.Fatal(err)
 			}
-			for i := e.Offset; i < min(e.End(), size); i++ {
-				touched[i] = 'z'
-				if e.Data {
-					touched[i] = 'd'
-				}
-			}
+			paint(touched, e)
 			off = e.End() + int64(rnd.IntN(3)*rnd.IntN(90))
 		}
 		checkAgainst(t, seed, l.Extents(), touched, unit)
+	}
+}
+
+// TestWidenModel compares extents that are widened once they are complete, perhaps in several steps, with a list that
+// had the larger unit from the beginning, and with a map of bytes.
+func TestWidenModel(t *testing.T) {
+	for seed := range uint64(2000) {
+		rnd := rand.New(rand.NewPCG(seed, 1))
+		size, unit := int64(1+rnd.IntN(3000)), int64(1)<<rnd.IntN(4)
+		wide := unit << rnd.IntN(5)
+		fine, coarse := NewList(size, unit), NewList(size, wide)
+		touched := make([]byte, size)
+		for off := int64(rnd.IntN(50)); off < size; {
+			e := Extent{off, int64(1 + rnd.IntN(90)), rnd.IntN(2) == 0}
+			for _, l := range []*List{fine, coarse} {
+				if err := l.Add(e); err != nil {
+					t.Fatal(err)
+				}
+			}
+			paint(touched, e)
+			off = e.End() + int64(rnd.IntN(3)*rnd.IntN(90))
+		}
+		extents := fine.Extents()
+		checkAgainst(t, seed, extents, touched, unit)
+		for step := unit; step < wide; step *= 2 {
+			if rnd.IntN(2) == 0 {
+				extents = slices.Collect(Widen(extents, size, step))
+			}
+		}
+		got := slices.Collect(Widen(extents, size, wide))
+		if want := coarse.Extents(); !slices.Equal(got, want) {
+			t.Fatalf("seed %d: widened from %d to %d:\n got %v\nwant %v", seed, unit, wide, got, want)
+		}
+		checkAgainst(t, seed, got, touched, wide)
+		if same := slices.Collect(Widen(got, size, unit)); !slices.Equal(same, got) {
+			t.Fatalf("seed %d: a smaller unit changed %v to %v", seed, got, same)
+		}
+	}
+}
+
+func TestWidenStops(t *testing.T) {
+	for range Widen([]Extent{{0, 1, true}, {20, 50, false}, {90, 1, true}}, 100, 10) {
+		break
+	}
+}
+
+// paint marks an extent in a map of bytes.
+func paint(touched []byte, e Extent) {
+	for i := e.Offset; i < min(e.End(), int64(len(touched))); i++ {
+		touched[i] = 'z'
+		if e.Data {
+			touched[i] = 'd'
+		}
 	}
 }
 
@@ -87,12 +135,7 @@ func checkAgainst(t *testing.T, seed uint64, got []Extent, touched []byte, unit 
 			t.Fatalf("seed %d: extent %v behind %d, unit %d", seed, e, end, unit)
 		}
 		end = e.End()
-		for i := e.Offset; i < end; i++ {
-			result[i] = 'z'
-			if e.Data {
-				result[i] = 'd'
-			}
-		}
+		paint(result, e)
 	}
 	for i, want := range touched {
 		if want == 'd' && result[i] != 'd' || want == 'z' && result[i] == 0 || want != 'z' && result[i] == 'z' {
