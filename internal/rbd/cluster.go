@@ -2,13 +2,10 @@ package rbd
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
-
-	"github.com/ceph/go-ceph/rados"
 )
 
 // callsPerWatchdog is how many operations that each run into their time-out one
@@ -27,13 +24,6 @@ type Cluster struct {
 	snapshotsLock chan struct{} // a mutex that can be waited for with a context
 	snapshots     *conn         // made when first needed
 	closed        bool
-}
-
-// Version names the software on both sides.
-type Version struct {
-	Librados string // the library's API version, "3.0.0"
-	Librbd   string // the library's API version, "1.17.0"
-	Cluster  string // as the monitors say it, "ceph version 16.2.15 (…) pacific (stable)"; empty if this user may not ask
 }
 
 // Connect connects to the cluster that cfg names, within cfg.Timeout.
@@ -67,27 +57,6 @@ func Connect(ctx context.Context, cfg Config) (*Cluster, error) {
 
 // FSID returns the cluster's unique id in its usual UUID form.
 func (c *Cluster) FSID() string { return c.fsid }
-
-// Version asks the libraries and the monitors.
-func (c *Cluster) Version(ctx context.Context) (Version, error) {
-	major, minor, patch := rados.Version()
-	v := Version{Librados: fmt.Sprintf("%d.%d.%d", major, minor, patch), Librbd: librbdVersion()}
-	answer, err := call(ctx, c.reader.handle, func() ([]byte, error) {
-		answer, _, err := c.reader.rados.MonCommand([]byte(`{"prefix":"version","format":"json"}`))
-		return answer, err
-	}, nil)
-	if err = translate(err); errors.Is(err, ErrPermission) {
-		return v, nil
-	} else if err != nil {
-		return v, fail("ask the monitors for", "their version", err)
-	}
-	var reply struct{ Version string }
-	if err := json.Unmarshal(answer, &reply); err != nil {
-		return v, fmt.Errorf("parse the monitors' version: %w", err)
-	}
-	v.Cluster = reply.Version
-	return v, nil
-}
 
 // SnapshotClient returns the RADOS name, such as "client.4242", that snapshots
 // will be made under, and connects for them if that has not been done. Record

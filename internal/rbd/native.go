@@ -60,17 +60,22 @@ func listImages(ioctx *rados.IOContext) ([]ImageRef, error) {
 type native struct{ image C.rbd_image_t }
 
 // openNative implements: int rbd_open_by_id_read_only(rados_ioctx_t io,
-// const char *id, rbd_image_t *image, const char *snap_name).
+// const char *id, rbd_image_t *image, const char *snap_name), and, for a
+// snapshot, see openByID, int rbd_snap_set(rbd_image_t image, const char *snapname).
 func openNative(ioctx *rados.IOContext, id, snapshot string) (native, error) {
 	cid := C.CString(id)
 	defer C.free(unsafe.Pointer(cid))
-	var csnap *C.char
-	if snapshot != "" {
-		csnap = C.CString(snapshot)
-		defer C.free(unsafe.Pointer(csnap))
-	}
 	var n native
-	return n, codeErr(int(C.rbd_open_by_id_read_only(C.rados_ioctx_t(ioctx.Pointer()), cid, &n.image, csnap)))
+	err := codeErr(int(C.rbd_open_by_id_read_only(C.rados_ioctx_t(ioctx.Pointer()), cid, &n.image, nil)))
+	if err != nil || snapshot == "" {
+		return n, err
+	}
+	csnap := C.CString(snapshot)
+	defer C.free(unsafe.Pointer(csnap))
+	if err := codeErr(int(C.rbd_snap_set(n.image, csnap))); err != nil {
+		return native{}, errors.Join(err, n.close())
+	}
+	return n, nil
 }
 
 // withNative runs f with an image open for it alone.

@@ -133,13 +133,24 @@ func (p *Pool) OpenAt(ctx context.Context, imageID, snapshot string) (*Image, er
 	if err := errors.Join(checkName(imageID), checkName(snapshot)); err != nil {
 		return nil, fail("open image", spec, err)
 	}
-	img, err := p.open(ctx, spec, "", func() (*librbd.Image, error) {
-		return librbd.OpenImageByIdReadOnly(p.ioctx, imageID, snapshot)
-	})
+	img, err := p.open(ctx, spec, "", func() (*librbd.Image, error) { return openByID(p.ioctx, imageID, snapshot) })
 	if err != nil {
 		return nil, err
 	}
 	img.snapshot = snapshot
+	return img, nil
+}
+
+// openByID goes by way of the head: opened at a snapshot at once, an image is "not found" where the snapshot's object map
+// is missing or empty.
+func openByID(ioctx *rados.IOContext, imageID, snapshot string) (*librbd.Image, error) {
+	img, err := librbd.OpenImageByIdReadOnly(ioctx, imageID, librbd.NoSnapshot)
+	if err != nil || snapshot == "" {
+		return img, err
+	}
+	if err := img.SetSnapshot(snapshot); err != nil {
+		return nil, errors.Join(err, img.Close())
+	}
 	return img, nil
 }
 
