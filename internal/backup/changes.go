@@ -2,23 +2,20 @@ package backup
 
 import (
 	"context"
-	"errors"
-	"fmt"
-	"io"
+	"slices"
 
 	"github.com/rbd2qcow2/rbd2qcow2/internal/changes"
 	"github.com/rbd2qcow2/rbd2qcow2/internal/extent"
 	"github.com/rbd2qcow2/rbd2qcow2/internal/rbd"
 	"github.com/rbd2qcow2/rbd2qcow2/internal/repo"
-	"github.com/rbd2qcow2/rbd2qcow2/qcow2"
 )
 
 // findChanges finds what differs between the base's snapshot, or nothing, and src, in whole clusters of the file to write, whose
 // size it decides. It completes the identity by that, and by how it was done.
 func (j *job) findChanges(ctx context.Context, src *rbd.Image, b *base, id *repo.Identity) ([]extent.Extent, error) {
 	j.task.Phase("diff")
-	id.ClusterSize = j.clusterSize(src.Size(), b)
-	list := extent.NewList(src.Size(), id.ClusterSize)
+	sizes := j.sizing(src.Size(), b)
+	list := extent.NewList(src.Size(), sizes.unit())
 	end := endToRewrite(src.Size(), b)
 	add := func(e extent.Extent) error {
 		if e.Data || b != nil { // in a full point nothing lies below a hole
@@ -26,7 +23,7 @@ func (j *job) findChanges(ctx context.Context, src *rbd.Image, b *base, id *repo
 		}
 		return nil
 	}
-	found, err := changes.Find(ctx, src, j.searchOptions(ctx, b, id), func(e rbd.Extent) error {
+	found, err := changes.Find(ctx, src, j.searchOptions(b, id), func(e rbd.Extent) error {
 		id.Changes.DiffBytes += e.Length
 		e.Length = min(e.Length, end-e.Offset) // the rest comes with the end
 		if e.Length <= 0 {
@@ -40,7 +37,10 @@ func (j *job) findChanges(ctx context.Context, src *rbd.Image, b *base, id *repo
 	if err := add(extent.Extent{Offset: end, Length: src.Size() - end, Data: true}); err != nil {
 		return nil, err
 	}
-	id.Changes.Method = found.Method
+	id.Changes.Method, id.Changes.Marks = found.Method, nil
+	for _, m := range found.Marks {
+		id.Changes.Marks = append(id.Changes.Marks, repo.Marks(m))
+	}
 	if b != nil {
 		id.Changes.Reason = found.Reason
 	}
@@ -51,7 +51,11 @@ func (j *job) findChanges(ctx context.Context, src *rbd.Image, b *base, id *repo
 	}
 	j.log.Debug("found changes", "method", found.Method, "reason", found.Reason, "asked", found.Asked, "objects", found.Objects)
 	j.report.Method, j.report.Reason, j.report.DiffBytes = id.Changes.Method, id.Changes.Reason, id.Changes.DiffBytes
-	return list.Extents(), nil
+	extents := list.Extents()
+	if id.ClusterSize, err = sizes.choose(ctx, src, extents); err != nil {
+		return nil, err
+	}
+	return slices.Collect(extent.Widen(extents, src.Size(), id.ClusterSize)), nil
 }
 
 // endToRewrite is where the part of the disk begins that has to be read whether it changed or not. A qcow2 file ends
@@ -66,10 +70,11 @@ func endToRewrite(size int64, b *base) int64 {
 }
 
 // searchOptions says what is known of both ends. Without an identity of the base's that is little.
-func (j *job) searchOptions(ctx context.Context, b *base, id *repo.Identity) changes.Options {
-	o := changes.Options{Snapshot: id.Snapshot.ID, Before: j.snapshots, Mode: j.Diff, Progress: j.task.Advance}
+func (j *job) searchOptions(b *base, id *repo.Identity) changes.Options {
+	o := changes.Options{Snapshot: id.Snapshot.ID, SnapSeq: j.info.SnapSeq, Mode: j.Diff, Distrust: j.distrustMaps,
+		Progress: j.task.Advance}
 	if j.trackingLied {
-		o.Mode = changes.Precise
+		o.Distrust = "change tracking lied"
 	}
 	if b == nil {
 		return o
@@ -88,46 +93,10 @@ func (j *job) searchOptions(ctx context.Context, b *base, id *repo.Identity) cha
 			PoolID: p.PoolID, Namespace: p.Namespace, ImageID: p.ImageID, SnapshotID: p.SnapshotID, Overlap: p.Overlap,
 		}
 	}
-	if known.Parent != nil {
-		o.Base.Previous = known.Parent.SnapshotID
-		o.Base.PreviousChanges = func(add func(off, length int64)) error { return stored(ctx, b.chain.Image, add) }
+	for _, m := range known.Changes.Marks {
+		o.Base.Marks = append(o.Base.Marks, changes.Marks(m))
 	}
 	return o
-}
-
-// stored calls add with every range that the uppermost file of a chain stores anything for.
-func stored(ctx context.Context, image *qcow2.Image, add func(off, length int64)) error {
-	for off := int64(0); ; {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		e, err := image.FileExtent(off)
-		if errors.Is(err, io.EOF) {
-			return nil
-		} else if err != nil {
-			return fmt.Errorf("read tables of the newest point: %w", err)
-		}
-		if e.Kind != qcow2.Unallocated {
-			add(e.Offset, e.Length)
-		}
-		off = e.Offset + e.Length
-	}
-}
-
-// defaultClusterSize is a compromise between the size of increments and that of the tables of full points.
-const defaultClusterSize = 64 << 10
-
-// clusterSize decides on the clusters of a file: those of an increment are never larger than its chain's, or folding
-// a small change into the full point would rewrite large clusters.
-func (j *job) clusterSize(size int64, b *base) int64 {
-	want := j.ClusterSize
-	if want == 0 {
-		want = defaultClusterSize
-	}
-	if b != nil {
-		want = min(want, b.chain.Header().ClusterSize())
-	}
-	return qcow2.MinimumClusterSize(size, want)
 }
 
 // preview says what a backup would do now, by the image's head instead of a snapshot.
@@ -152,7 +121,11 @@ func (j *job) preview(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	j.report.ReadBytes, _ = extent.Bytes(extents)
+	for p := range parts(extents, readSize) {
+		if p.data {
+			j.report.ReadBytes += p.length
+		}
+	}
 	j.report.Status = Planned
 	return nil
 }

@@ -30,7 +30,7 @@ func (j *job) newIdentity(b *base, reason string) *repo.Identity {
 	id.Snapshot.Name = j.Repo.SnapshotName(id.Point)
 	if b != nil {
 		id.Changes = repo.Changes{} // by the time that they are found it is known how
-		id.Parent = &repo.Parent{Point: b.point.Name, SnapshotID: b.snapshot.ID}
+		id.Parent = &repo.Parent{Point: b.point.Name}
 		id.Generation = len(b.chain.Points)
 		if parent := b.point.Identity; parent != nil {
 			id.Chain = parent.Chain

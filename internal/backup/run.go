@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/rbd2qcow2/rbd2qcow2/internal/changes"
 	"github.com/rbd2qcow2/rbd2qcow2/internal/rbd"
 	"github.com/rbd2qcow2/rbd2qcow2/internal/repo"
 )
@@ -19,6 +20,8 @@ type run struct {
 	Options
 	source repo.Source
 	engine *engine // nil in a dry run
+	// distrustMaps is why object maps must not be believed; "" if they may be.
+	distrustMaps string
 }
 
 // Run makes a point of every image that the options name. An image that fails does not stop the others: its error is
@@ -55,11 +58,40 @@ func Run(ctx context.Context, env Env, o Options) (*Report, error) {
 		}
 		defer r.engine.close()
 	}
+	if err := r.checkReleases(ctx); err != nil {
+		return nil, err
+	}
 	report := r.images(ctx, picked, homes)
 	if ctx.Err() != nil {
 		return report, context.Cause(ctx)
 	}
 	return report, nil
+}
+
+// checkReleases names what the Ceph releases here are known to tell wrongly about changes, as far as this program is
+// exposed to it, and keeps from using what is known to be wrong.
+func (r *run) checkReleases(ctx context.Context) error {
+	v, err := r.Cluster.Version(ctx)
+	if err != nil {
+		return err
+	}
+	if v.Library == "" {
+		r.Logger.Info("the release of the Ceph libraries can't be determined: what they are known to tell wrongly about changes is not looked up")
+	}
+	for _, d := range changes.Defects(v.Library, v.OSDs) {
+		if !d.Exposed {
+			continue
+		}
+		if d.Part != changes.Writer {
+			r.Logger.Info("known defect", "defect", d.String(), "release", v.Library)
+			continue
+		}
+		r.distrustMaps = "of this release of Ceph " + d.String()
+		if r.Diff == changes.Auto {
+			r.Logger.Warn("every object is asked about", "reason", r.distrustMaps)
+		}
+	}
+	return nil
 }
 
 // images backs up the images, some at a time, and reports on them in their order.

@@ -1,6 +1,7 @@
 package changes
 
 import (
+	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -50,23 +51,8 @@ func Defects(library string, osds []string) []Defect {
 	})
 }
 
-// Warning is a line for the user on the defects that points may suffer from, or "" if there is none, for what
-// [Defects] takes.
-func Warning(library string, osds []string) string {
-	if parseRelease(library) == nil {
-		return "the release of the Ceph libraries can't be determined: their known defects in telling changes can't be looked up"
-	}
-	var lines []string
-	for _, d := range Defects(library, osds) {
-		if d.Exposed {
-			lines = append(lines, d.Effect+" ("+string(d.Part)+"; "+d.Source+")")
-		}
-	}
-	if lines == nil {
-		return ""
-	}
-	return "changes may be told wrongly by the Ceph releases here: " + strings.Join(lines, "; ")
-}
+// String says what goes wrong, in what, and where that is described.
+func (d Defect) String() string { return fmt.Sprintf("%s (%s; %s)", d.Effect, d.Part, d.Source) }
 
 func (d *Defect) in(release string) bool {
 	r := parseRelease(release)

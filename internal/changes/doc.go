@@ -15,44 +15,42 @@
 //
 // # When the maps may be believed
 //
-// Call B the base's snapshot, N the new one. Each map has, for each object,
-// one of: nonexistent, written since the snapshot before, being removed, clean
-// (exists, and not written since the snapshot before).
+// Call B the base's snapshot, N the new one. A map has, for each object, one of:
+// nonexistent; marked (it exists, and was written since the snapshot before);
+// being removed; clean (it exists, and is not marked). Every client marks an
+// object in the head's map before it writes to it, and librbd itself, when it
+// reads, goes by nonexistent without a look at the object. A new snapshot takes
+// over the head's map, and then the marks of the head are cleared. A rollback
+// replaces the head's map by the snapshot's, as it is at that moment, and only
+// then begins with the objects; killed in the middle it leaves the one done and
+// the others not. Removing a snapshot adds its marks to the next one's map.
 //
-// Every client writes "exists" into the head's map before it writes to an
-// object, and librbd itself, when it reads, goes by nonexistent without a look
-// at the object. So, whatever happened in between:
+// By change: suppose that since B no snapshot was made but N, and that nobody
+// rolled back. Then only writes (and discards, resizes, and the like) have
+// touched the head, and each object that differs is marked in N's map, or exists
+// in one of the two maps and not in the other, or was being removed at B.
 //
-// By existence: an object that exists in neither map reads the same at B and at
-// N, provided that what shows through where no object is, the parent up to its
-// overlap, is the same. All objects that exist in one of the maps are asked
-// about.
+// No snapshot was made: the image's header has the id of the last one that ever
+// was; just before N it was still B's.
 //
-// By change: let nothing be older than B that one could have rolled back to.
-// Then an object whose content at N is not that of B exists in one map and not in
-// the other, or is "written" in the map of N or of a snapshot M that was made
-// since B and is still there. By induction over all that can happen to the
-// head, for the pair of B and the head:
+// Nobody rolled back: one can roll back to a snapshot that is there, which is B
+// or one of those that were there when B was made. The map that a rollback to one
+// of them, call it S, gives to the head has S's marks, and as no snapshot has
+// cleared them since, they are in N's map: of none of the objects that S's map
+// marks can N's map say that it is clean. So when B is made, some objects that
+// the maps of B and of all the others mark are noted down; if for each of these
+// snapshots one of its objects is clean in N's map, there was no rollback. They
+// have to be noted down then, because the map of a snapshot gains marks when the
+// one before it is removed, as that of the point before always is.
 //
-//   - A write marks the object in the head's map.
-//   - A new snapshot M takes over the head's map; only then are the head's marks
-//     cleared. What was marked is marked in M's map.
-//   - A rollback to M gives the head M's content and M's map, and for the pair of
-//     B and M the statement holds. That is true for each object alone, also in a
-//     rollback that is under way or was cut short, where the map is still the
-//     old one. A rollback to B gives it B's content.
-//   - Removing M adds M's marks to the map of the snapshot after it, or the
-//     head's, before M disappears.
+// By existence, where the above can't be shown: an object that exists in neither
+// map reads the same at B and at N, provided that what shows through where no
+// object is, the parent up to its overlap, is the same. All objects that exist in
+// one of the maps are asked about.
 //
-// The last step reads which snapshot comes next and writes to it later: made in
-// between, N would miss M's marks. So it is refused where a snapshot
-// disappeared while N was made. What the listing before and the one after can't
-// show is a snapshot that was made, rolled back to if it is older than ours, and
-// removed between the two: within the milliseconds that our own snapshot takes.
-//
-// One snapshot older than B is always there: the one that the point before was
-// read from, which is removed only when the new point exists. Where its content
-// differs from B's is what that point stores; those objects are added.
+// What can't be seen is a snapshot that is made, rolled back to and removed
+// between a look at the image and our own snapshot, or one that is removed while
+// the maps are being read for the marks: milliseconds both.
 //
 // Flags that call a map invalid, a map that is missing, has the wrong length or
 // a wrong checksum, a size or parent that changed: each is a reason for the

@@ -29,20 +29,23 @@ type Base struct {
 	Parent   *rbd.Parent  // of the image at that snapshot; nil: none
 	// Others are the ids of the other snapshots that the image had when Snapshot was made. nil: that is not known.
 	Others []uint64
-	// Previous is the one of Others that the point before was read from; 0: none, or not known.
-	Previous uint64
-	// PreviousChanges calls add with every range, in bytes, in which the image at Previous and at Snapshot may
-	// differ. It is needed if Previous is not 0.
-	PreviousChanges func(add func(off, length int64)) error
+	Marks  []Marks // that the search for Snapshot has given
+}
+
+// Marks are some of the objects that the map of a snapshot called written since the snapshot before.
+type Marks struct {
+	Snapshot uint64
+	Objects  []int64
 }
 
 // Options say what to look for, and how. Base and what it refers to stay the caller's.
 type Options struct {
-	Base     *Base          // nil: all that exists is wanted
-	Snapshot uint64         // id of the snapshot that the image is open at; 0: its head
-	Before   []rbd.Snapshot // all snapshots just before that one was made; nil: not known, for a head
-	Mode     Mode           // empty: Auto
-	Parallel int            // calls of librbd at once; 0: 8
+	Base     *Base  // nil: all that exists is wanted
+	Snapshot uint64 // id of the snapshot that the image is open at; 0: its head
+	SnapSeq  uint64 // id of the last snapshot that was made of the image before that one
+	Mode     Mode   // empty: Auto
+	Distrust string // why object maps must not be believed; empty: they may be
+	Parallel int    // calls of librbd at once; 0: 8
 	// SpotChecks is how many objects are asked about although the maps do not name them; 0: 64, negative: none.
 	SpotChecks int
 	Progress   func(done, total int64) // bytes of the disk that are to be asked about; may be nil
@@ -50,11 +53,12 @@ type Options struct {
 
 // Result tells how the changes were found.
 type Result struct {
-	Method  string // one of the constants
-	Reason  string // for the method, for people
-	Objects int64  // of the image
-	Asked   int64  // objects that the cluster was asked about
-	Lied    bool   // the object maps were found to be wrong, as Reason tells
+	Method  string  // one of the constants
+	Reason  string  // for the method, for people
+	Objects int64   // of the image
+	Asked   int64   // objects that the cluster was asked about
+	Lied    bool    // the object maps were found to be wrong, as Reason tells
+	Marks   []Marks // for the next search, from this snapshot; of snapshots whose maps were not read there are none
 }
 
 // Find calls add for every range of img that may differ from the base, in ascending order and never concurrently, as
@@ -66,7 +70,7 @@ func Find(ctx context.Context, img *rbd.Image, o Options, add func(rbd.Extent) e
 		r.Method = MethodFull
 	}
 	objects, reason, err := f.narrow(ctx)
-	r.Reason, r.Lied = reason, f.lied
+	r.Reason, r.Lied, r.Marks = reason, f.lied, f.marks
 	if err != nil {
 		return r, err
 	}
@@ -94,6 +98,7 @@ type finder struct {
 	snapshots []rbd.Snapshot // those there are
 	newer     rbd.Snapshot   // that the image is open at; for its head with id 0
 	lied      bool           // the maps
+	marks     []Marks
 }
 
 // narrow gives the objects that have to be asked about, and by what they are known, or nil and the reason why all of
@@ -101,6 +106,9 @@ type finder struct {
 func (f *finder) narrow(ctx context.Context) (*objectSet, string, error) {
 	if f.o.Mode == Precise {
 		return nil, "asked for", nil
+	}
+	if f.o.Distrust != "" {
+		return nil, f.o.Distrust, nil
 	}
 	objects, reason, err := f.proof(ctx)
 	if damage, ok := asDamage(err); ok {

@@ -16,6 +16,8 @@ func existing(w uint64) uint64 { return (w | w>>1) & firstBits }
 // marked: written since the snapshot before, or being removed.
 func marked(w uint64) uint64 { return (w ^ w>>1) & firstBits }
 
+func clean(w uint64) uint64 { return (w & (w >> 1)) & firstBits }
+
 func beingRemoved(w uint64) uint64 { return (w >> 1 &^ w) & firstBits }
 
 // objectSet is a set of an image's objects: one bit in the place where an object map has two.
@@ -45,6 +47,20 @@ func (s *objectSet) addChanged(base, later *rbd.ObjectMap) {
 	}
 }
 
+// addMarked adds the objects that a map calls written since the snapshot before.
+func (s *objectSet) addMarked(m *rbd.ObjectMap) {
+	for i := range s.words[:min(len(s.words), len(m.Words))] {
+		s.words[i] |= marked(m.Words[i]) &^ beingRemoved(m.Words[i])
+	}
+	s.trim()
+}
+
+// isClean says whether a map has an object as clean.
+func isClean(m *rbd.ObjectMap, object int64) bool {
+	return object >= 0 && object < m.Objects &&
+		clean(m.Words[object/rbd.ObjectsPerWord])>>(62-2*(object%rbd.ObjectsPerWord))&1 == 1
+}
+
 // addRange adds the objects from first to before end.
 func (s *objectSet) addRange(first, end int64) {
 	for n := first; n < min(end, s.objects); n++ {
@@ -57,6 +73,18 @@ func (s *objectSet) trim() {
 	if rest := s.objects % rbd.ObjectsPerWord; rest > 0 {
 		s.words[len(s.words)-1] &^= 1<<(64-2*rest) - 1
 	}
+}
+
+// sample gives at most limit of the objects, spread evenly.
+func (s *objectSet) sample(limit int64) []int64 {
+	step, i := (s.count()+limit-1)/limit, int64(0)
+	objects := []int64{}
+	for n := range s.all {
+		if i++; i%step == 0 {
+			objects = append(objects, n)
+		}
+	}
+	return objects
 }
 
 func (s *objectSet) count() int64 {

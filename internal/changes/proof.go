@@ -10,26 +10,19 @@ import (
 	"github.com/rbd2qcow2/rbd2qcow2/internal/rbd"
 )
 
+const (
+	maxMarkedSnapshots = 64 // whose maps are read to note down marks: with more, what they cost is more than they save
+	marksPerSnapshot   = 64
+)
+
 // proof gives the objects outside of which nothing can differ, and by what they are known; or nil and the reason why
-// there is no proof. See the package documentation for why it is one. What the maps tell of their own state comes as
-// a damageError.
+// there is no proof. See the package documentation for why it is one. What is wrong with a map comes as a damageError.
 func (f *finder) proof(ctx context.Context) (*objectSet, string, error) {
 	if !f.img.Features().Has(rbd.FeatureObjectMap) {
 		return nil, "the image has no object map", nil
 	}
-	b := f.o.Base
-	if b != nil && b.Others == nil {
-		return nil, "the newest point does not tell what snapshots the image had", nil
-	}
-	if f.size == 0 {
-		return newObjectSet(0), "object maps", nil
-	}
 	var err error
 	if f.snapshots, err = f.img.Snapshots(ctx); err != nil {
-		return nil, "", err
-	}
-	parent, err := f.img.Parent(ctx)
-	if err != nil {
 		return nil, "", err
 	}
 	if err := f.findNewer(ctx); err != nil {
@@ -39,22 +32,31 @@ func (f *finder) proof(ctx context.Context) (*objectSet, string, error) {
 	if err != nil {
 		return nil, "", err
 	}
-	objects := newObjectSet(f.img.Objects(f.size))
-	if b == nil {
-		objects.addExisting(newer)
-		if parent != nil {
-			f.addBytes(objects, 0, min(parent.Overlap, f.size))
-		}
-		return objects, "object map", nil
+	if err := f.collectMarks(ctx, newer); err != nil {
+		return nil, "", err
 	}
-	return f.proofFrom(ctx, objects, parent, newer)
+	parent, err := f.img.Parent(ctx)
+	if err != nil {
+		return nil, "", err
+	}
+	if f.o.Base != nil {
+		return f.proofFrom(ctx, parent, newer)
+	}
+	objects := newObjectSet(newer.Objects)
+	objects.addExisting(newer)
+	if parent != nil {
+		f.addBytes(objects, 0, min(parent.Overlap, f.size))
+	}
+	return objects, "object map", nil
 }
 
-// proofFrom is proof where there is a base. It adds to objects.
-func (f *finder) proofFrom(ctx context.Context, objects *objectSet, parent *rbd.Parent, newer *rbd.ObjectMap,
-) (*objectSet, string, error) {
+// proofFrom is proof where there is a base.
+func (f *finder) proofFrom(ctx context.Context, parent *rbd.Parent, newer *rbd.ObjectMap) (*objectSet, string, error) {
 	b := f.o.Base
-	if !sameParent(parent, b.Parent) {
+	switch {
+	case b.Others == nil:
+		return nil, "the newest point does not tell what snapshots the image had", nil
+	case !sameParent(parent, b.Parent):
 		return nil, "the image was resized or flattened, so that another part of its parent shows through", nil
 	}
 	older, ok := f.snapshot(b.Snapshot.ID)
@@ -65,90 +67,80 @@ func (f *finder) proofFrom(ctx context.Context, objects *objectSet, parent *rbd.
 	if err != nil {
 		return nil, "", err
 	}
-	reason, err := f.addChanges(ctx, objects, base, newer)
-	if err != nil {
-		return nil, "", err
+	existing := newObjectSet(newer.Objects)
+	existing.addExisting(newer)
+	if doubt := f.doubt(older, newer); doubt != "" {
+		existing.addExisting(base)
+		return existing, fmt.Sprintf("object maps, by existence alone since %s,", doubt), nil
 	}
-	exist := newObjectSet(objects.objects)
-	exist.addExisting(newer)
-	if reason == "" {
-		lie, err := f.spotCheck(ctx, objects, exist)
-		if f.lied = lie != ""; f.lied {
-			return nil, lie, err
-		}
-		return objects, "object maps", err
+	changed := newObjectSet(newer.Objects)
+	changed.addChanged(base, newer)
+	lie, err := f.spotCheck(ctx, changed, existing)
+	if f.lied = lie != ""; f.lied {
+		return nil, lie, err
 	}
-	exist.addExisting(base)
-	return exist, fmt.Sprintf("object maps, by existence alone since %s,", reason), nil
+	return changed, "object maps", err
 }
 
-// addChanges adds the objects that have changed by the maps' account, or tells why that account may be incomplete,
-// and adds nothing.
-func (f *finder) addChanges(ctx context.Context, objects *objectSet, base, newer *rbd.ObjectMap) (reason string, err error) {
-	b := f.o.Base
+// doubt says why the marks of the newer map may not be all that was written since the base, "" if they are.
+func (f *finder) doubt(base rbd.Snapshot, newer *rbd.ObjectMap) string {
 	switch {
 	case !f.img.Features().Has(rbd.FeatureFastDiff):
-		return "the image has no fast-diff", nil
-	case b.Snapshot.Size != f.size:
-		return "the image was resized", nil
+		return "the image has no fast-diff"
+	case base.Size != f.size:
+		return "the image was resized"
+	case base.Flags != 0:
+		return f.invalid(base)
+	case f.newer.Flags != 0:
+		return f.invalid(f.newer)
+	case f.o.SnapSeq != base.ID:
+		return "another snapshot was made after the newest point's"
 	}
-	if reason := f.olderSnapshot(); reason != "" {
-		return reason, nil
-	}
-	between, reason := f.between()
-	if reason != "" {
-		return reason, nil
-	}
-	later := []*rbd.ObjectMap{newer}
-	for _, s := range between {
-		m, err := f.objectMap(ctx, s)
-		if damage, ok := asDamage(err); ok {
-			return damage, nil
-		} else if err != nil {
-			return "", err
+	for _, s := range f.snapshots {
+		if s.ID > base.ID && (f.newer.ID == 0 || s.ID < f.newer.ID) {
+			return fmt.Sprintf("%s was made after the newest point's", f.name(s.ID))
 		}
-		later = append(later, m)
 	}
-	for _, m := range later {
-		objects.addChanged(base, m)
-	}
-	if b.Previous != 0 {
-		err = b.PreviousChanges(func(off, length int64) { f.addBytes(objects, off, length) })
-	}
-	return "", err
-}
-
-// olderSnapshot names a snapshot that one could have rolled back to.
-func (f *finder) olderSnapshot() string {
-	for _, id := range f.o.Base.Others {
-		if id != f.o.Base.Previous {
-			return fmt.Sprintf("there was %s beside the newest point's", f.name(id))
+	for _, id := range append(slices.Clone(f.o.Base.Others), base.ID) {
+		if !f.notRolledBack(id, newer) {
+			return fmt.Sprintf("a rollback to %s can't be excluded", f.name(id))
 		}
 	}
 	return ""
 }
 
-// between gives the snapshots made since the base's that are still there, or tells why the account is incomplete.
-func (f *finder) between() (between []rbd.Snapshot, reason string) {
-	base := f.o.Base.Snapshot.ID
-	for _, s := range append(slices.Clone(f.snapshots), f.newer) {
-		switch {
-		case s.ID < base && s != f.newer || f.newer.ID != 0 && s.ID > f.newer.ID:
+// notRolledBack says whether it is proved that since the base nobody rolled back to a snapshot.
+func (f *finder) notRolledBack(snapshot uint64, newer *rbd.ObjectMap) bool {
+	for _, m := range f.o.Base.Marks {
+		if m.Snapshot == snapshot {
+			return slices.ContainsFunc(m.Objects, func(object int64) bool { return isClean(newer, object) })
+		}
+	}
+	return false
+}
+
+// collectMarks notes down what the next search needs. Of a snapshot whose map can't be read there is nothing to note.
+func (f *finder) collectMarks(ctx context.Context, newer *rbd.ObjectMap) error {
+	if f.newer.ID == 0 || len(f.snapshots) > maxMarkedSnapshots {
+		return nil
+	}
+	for _, s := range f.snapshots {
+		m := newer
+		if s.ID > f.newer.ID {
 			continue
-		case s.Flags != 0:
-			return nil, fmt.Sprintf("of %s the %s", f.name(s.ID), invalid(s.Flags))
-		case s.Size != f.size:
-			return nil, fmt.Sprintf("%s has another size", f.name(s.ID))
-		case s.ID != base && s.ID != f.newer.ID:
-			between = append(between, s)
+		} else if s.ID < f.newer.ID {
+			var err error
+			if m, err = f.objectMap(ctx, s); errors.As(err, new(damageError)) {
+				continue
+			} else if err != nil {
+				return err
+			}
 		}
+		marked := newObjectSet(m.Objects)
+		marked.addMarked(m)
+		f.marks = append(f.marks, Marks{Snapshot: s.ID, Objects: marked.sample(marksPerSnapshot)})
 	}
-	for _, s := range f.o.Before {
-		if _, ok := f.snapshot(s.ID); s.ID > base && !ok {
-			return nil, fmt.Sprintf("snapshot %d was removed while the new one was made", s.ID)
-		}
-	}
-	return between, ""
+	return nil
 }
 
 // findNewer describes the snapshot, or head, that the image is open at.
@@ -176,7 +168,7 @@ func (f *finder) snapshot(id uint64) (rbd.Snapshot, bool) {
 // objectMap reads a map and refuses one that is known to be wrong.
 func (f *finder) objectMap(ctx context.Context, s rbd.Snapshot) (*rbd.ObjectMap, error) {
 	if s.Flags&rbd.FlagObjectMapInvalid != 0 {
-		return nil, damageError(fmt.Sprintf("of %s the %s", f.name(s.ID), invalid(s.Flags)))
+		return nil, damageError(f.invalid(s))
 	}
 	m, err := f.img.ObjectMap(ctx, s.ID)
 	if errors.Is(err, rbd.ErrNotFound) || errors.Is(err, rbd.ErrDamaged) || errors.Is(err, rbd.ErrPermission) {
@@ -202,9 +194,14 @@ func (f *finder) name(id uint64) string {
 	return fmt.Sprintf("snapshot %d (%s)", id, s.Name)
 }
 
-// invalid says what flags mean, as "rbd info" calls it.
-func invalid(flags rbd.Flags) string {
-	return strings.Replace(flags.String(), " invalid, ", " and ", 1)
+// invalid says what the flags of a snapshot mean, as "rbd info" calls it, and what helps.
+func (f *finder) invalid(s rbd.Snapshot) string {
+	target, _, _ := strings.Cut(f.img.String(), "@")
+	if s.ID != 0 {
+		target += "@" + s.Name
+	}
+	return fmt.Sprintf("of %s the %s (\"rbd object-map rebuild %s\" helps)", f.name(s.ID),
+		strings.Replace(s.Flags.String(), " invalid, ", " and ", 1), target)
 }
 
 // sameParent says whether two points of an image show the same part of the same parent.

@@ -42,7 +42,6 @@ type Parent struct {
 	Point          PointName `json:"point"`
 	PointID        string    `json:"point_id,omitempty"`        // "" for a point of the Python tool
 	IdentitySHA256 string    `json:"identity_sha256,omitempty"` // hex; "" likewise
-	SnapshotID     uint64    `json:"snapshot_id,omitempty"`     // of the snapshot that it was read from; 0: not known
 }
 
 // Image describes the RBD image as it was.
@@ -109,6 +108,14 @@ type Changes struct {
 	DiffBytes   int64  `json:"diff_bytes"`   // reported by the cluster as changed
 	ReadBytes   int64  `json:"read_bytes"`   // read from the cluster
 	StoredBytes int64  `json:"stored_bytes"` // of data in the file, after compression
+	// Marks let the next search for changes find out whether the image was rolled back meanwhile.
+	Marks []Marks `json:"marks,omitempty"`
+}
+
+// Marks are some of the objects that the object map of a snapshot called written since the snapshot before.
+type Marks struct {
+	Snapshot uint64  `json:"snapshot"` // its id
+	Objects  []int64 `json:"objects"`
 }
 
 // Kind is "full" or "incremental".
