@@ -7,6 +7,7 @@ SHELL := /bin/bash
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 FUZZTIME ?= 30s
 TESTFLAGS ?=
+BENCHFLAGS ?=
 TIMEOUT ?= 30m
 
 # Evaluated when used: the headers that it looks at may have to be installed first.
@@ -14,7 +15,7 @@ TAG = $(shell scripts/ceph-tag)
 CLUSTER := test/cluster/ceph-cluster
 GOLANGCI_VERSION := v2.15.0
 GOLANGCI := bin/tools/golangci-lint-$(GOLANGCI_VERSION)
-SCRIPTS = $(shell grep -rlIm1 '^\#!.*sh$$' scripts test bench .ci)
+SCRIPTS = $(shell grep -rlIm1 '^\#!.*sh$$' scripts test .ci)
 
 export CGO_ENABLED := 1
 
@@ -60,9 +61,9 @@ cover: deps-test ## run all tests and write the coverage to bin/cover.html
 	go tool cover -html=bin/cover.out -o bin/cover.html
 	go tool cover -func=bin/cover.out | tail -n 1
 
-bench: build deps-test ## time backups against qemu-img on a throw-away cluster
-	@command -v /usr/bin/time >/dev/null || { echo 'bench: please install (Debian'"'"'s name): time' >&2; exit 1; }
-	bench/full-backup
+bench: build deps-test ## measure beside rbd and qemu-img on a throw-away cluster (docs/performance.md); BENCHFLAGS=-quick for a try
+	go build -trimpath -buildvcs=false -o bin/bench ./bench
+	bin/bench $(BENCHFLAGS)
 
 clean: ## remove what was built
 	rm -rf bin
