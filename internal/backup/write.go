@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/rbd2qcow2/rbd2qcow2/internal/crashpoint"
 	"github.com/rbd2qcow2/rbd2qcow2/internal/extent"
@@ -31,18 +32,16 @@ func (j *job) writePoint(ctx context.Context, src source, b *base, id *repo.Iden
 // confirmSnapshots proves that the snapshots lasted to the end of reading: librbd reads zeroes from one that was
 // removed meanwhile, and leaves its data out of a diff, without an error.
 func (j *job) confirmSnapshots(ctx context.Context, b *base, id *repo.Identity) error {
-	used := []repo.Snapshot{id.Snapshot}
+	names, ids := []string{id.Snapshot.Name}, []uint64{id.Snapshot.ID}
 	if b != nil {
-		used = append(used, repo.Snapshot{Name: b.snapshot.Name, ID: b.snapshot.ID})
+		names, ids = append(names, b.snapshot.Name), append(ids, b.snapshot.ID)
 	}
-	for _, s := range used {
-		now, err := j.Pool.SnapshotID(ctx, j.ref.ID, s.Name)
-		if err == nil && now != s.ID {
-			err = fmt.Errorf("snapshot %s was made anew while it was read", s.Name)
-		}
-		if err != nil {
-			return fmt.Errorf("confirm what was read: %w", err)
-		}
+	now, err := j.Pool.SnapshotIDs(ctx, j.ref.ID, names...)
+	if err != nil {
+		return fmt.Errorf("confirm what was read: %w", err)
+	}
+	if !slices.Equal(now, ids) {
+		return fmt.Errorf("confirm what was read: one of the snapshots %q was made anew meanwhile", names)
 	}
 	return nil
 }

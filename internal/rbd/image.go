@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"sync"
 
 	librbd "github.com/ceph/go-ceph/rbd"
 )
@@ -20,12 +21,48 @@ type Image struct {
 	name     string // empty if opened by id
 	snapshot string // empty at the head
 
+	besideLock sync.Mutex
+	beside     *native // a second handle; nil until it is needed
+
 	// read once at opening; they can't change on a read-only handle
 	id                      string
 	size                    int64
 	objectSize              int64
 	stripeUnit, stripeCount int64
 	features                Features
+}
+
+// useBeside runs f with the second handle, open at the same point, for calls that
+// go-ceph lacks. It blocks in C.
+func (i *Image) useBeside(f func(native) error) error {
+	i.besideLock.Lock()
+	defer i.besideLock.Unlock()
+	if i.beside == nil {
+		n, err := openNative(i.pool.ioctx, i.id, i.snapshot)
+		if err != nil {
+			return err
+		}
+		i.beside = &n
+	}
+	return f(*i.beside)
+}
+
+// returnBeside puts the second handle back where the image is open. Where that is
+// not to be had any more, it is for the next user to find out.
+func (i *Image) returnBeside() {
+	if err := i.beside.setSnapshotName(i.snapshot); err != nil {
+		_ = i.beside.close()
+		i.beside = nil
+	}
+}
+
+// free closes both handles. It blocks in C.
+func (i *Image) free() error {
+	err := i.image.Close()
+	if i.beside != nil {
+		err = errors.Join(err, i.beside.close())
+	}
+	return err
 }
 
 // maxSize is what librbd and qcow2 can address and we can compute with.

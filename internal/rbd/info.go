@@ -103,7 +103,7 @@ func (i *Image) info() (info Info, err error) {
 		ID: i.id, Size: i.size, ObjectSize: i.objectSize,
 		StripeUnit: i.stripeUnit, StripeCount: i.stripeCount, Features: i.features,
 	}
-	err = withNative(i.pool.ioctx, i.id, i.snapshot, func(n native) (err error) {
+	err = i.useBeside(func(n native) (err error) {
 		if info.Flags, err = n.flags(); err != nil {
 			return err
 		}
@@ -179,7 +179,7 @@ func headerObject(imageID string) string { return "rbd_header." + imageID }
 // Metadata returns the image's key-value pairs, whatever point it is open at.
 func (i *Image) Metadata(ctx context.Context) (map[string]string, error) {
 	pairs, err := call(ctx, i.handle, func() (pairs map[string]string, err error) {
-		err = withNative(i.pool.ioctx, i.id, i.snapshot, func(n native) error {
+		err = i.useBeside(func(n native) error {
 			pairs, err = n.metadata()
 			return err
 		})

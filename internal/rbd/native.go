@@ -60,8 +60,8 @@ func listImages(ioctx *rados.IOContext) ([]ImageRef, error) {
 type native struct{ image C.rbd_image_t }
 
 // openNative implements: int rbd_open_by_id_read_only(rados_ioctx_t io,
-// const char *id, rbd_image_t *image, const char *snap_name), and, for a
-// snapshot, see openByID, int rbd_snap_set(rbd_image_t image, const char *snapname).
+// const char *id, rbd_image_t *image, const char *snap_name). To a snapshot it
+// goes by way of the head, as openByID does.
 func openNative(ioctx *rados.IOContext, id, snapshot string) (native, error) {
 	cid := C.CString(id)
 	defer C.free(unsafe.Pointer(cid))
@@ -70,9 +70,7 @@ func openNative(ioctx *rados.IOContext, id, snapshot string) (native, error) {
 	if err != nil || snapshot == "" {
 		return n, err
 	}
-	csnap := C.CString(snapshot)
-	defer C.free(unsafe.Pointer(csnap))
-	if err := codeErr(int(C.rbd_snap_set(n.image, csnap))); err != nil {
+	if err := n.setSnapshotName(snapshot); err != nil {
 		return native{}, errors.Join(err, n.close())
 	}
 	return n, nil
@@ -93,6 +91,17 @@ func (n native) close() error { return codeErr(int(C.rbd_close(n.image))) }
 // setSnapshot implements: int rbd_snap_set_by_id(rbd_image_t image, uint64_t snap_id).
 func (n native) setSnapshot(id uint64) error {
 	return codeErr(int(C.rbd_snap_set_by_id(n.image, C.uint64_t(id))))
+}
+
+// setSnapshotName goes to a snapshot of the user namespace, or with an empty name
+// to the head. It implements: int rbd_snap_set(rbd_image_t image, const char *snapname).
+func (n native) setSnapshotName(name string) error {
+	var cname *C.char
+	if name != "" {
+		cname = C.CString(name)
+		defer C.free(unsafe.Pointer(cname))
+	}
+	return codeErr(int(C.rbd_snap_set(n.image, cname)))
 }
 
 // snapshotID finds a snapshot of the user namespace. It implements: int

@@ -181,7 +181,7 @@ func (p *Pool) open(ctx context.Context, spec, name string, open func() (*librbd
 	if err != nil {
 		return nil, fail("open image", spec, err)
 	}
-	img.handle, err = newHandle(p.handle, p.handle.watchdog, img.image.Close)
+	img.handle, err = newHandle(p.handle, p.handle.watchdog, img.free)
 	if err != nil {
 		_ = img.image.Close()
 		return nil, fail("open image", spec, err)

@@ -37,7 +37,8 @@ type Snapshot struct {
 }
 
 // Snapshots returns the snapshots of all kinds that existed when the image was
-// opened and still do, in order of their ids.
+// opened, and still did at the first call of any of Info, Metadata or Snapshots,
+// in order of their ids.
 func (i *Image) Snapshots(ctx context.Context) ([]Snapshot, error) {
 	snaps, err := call(ctx, i.handle, i.snapshots, nil)
 	return snaps, fail("list snapshots of", i.spec, err)
@@ -49,7 +50,8 @@ func (i *Image) snapshots() ([]Snapshot, error) {
 		return nil, err
 	}
 	snaps := make([]Snapshot, 0, len(listed))
-	err = withNative(i.pool.ioctx, i.id, i.snapshot, func(n native) error {
+	err = i.useBeside(func(n native) error {
+		defer i.returnBeside()
 		for _, s := range listed {
 			if s.Size > maxSize {
 				return fmt.Errorf("header holds an impossible number: snapshot size %d", s.Size)
@@ -104,18 +106,37 @@ func (i *Image) describe(n native, s *Snapshot) error {
 // no changes. The name goes before the data do, so that a snapshot that still
 // has its id then was whole all the time.
 func (p *Pool) SnapshotID(ctx context.Context, imageID, snapshot string) (uint64, error) {
-	object := p.idSpec(imageID, snapshot)
-	if err := errors.Join(checkName(imageID), checkName(snapshot)); err != nil {
-		return 0, fail("find snapshot", object, err)
+	ids, err := p.SnapshotIDs(ctx, imageID, snapshot)
+	if err != nil {
+		return 0, err
 	}
-	id, err := call(ctx, p.handle, func() (id uint64, err error) {
-		err = withNative(p.ioctx, imageID, "", func(n native) (err error) {
-			id, err = n.snapshotID(snapshot)
-			return err
+	return ids[0], nil
+}
+
+// SnapshotIDs is SnapshotID for several snapshots of one image, with one look at it.
+func (p *Pool) SnapshotIDs(ctx context.Context, imageID string, snapshots ...string) ([]uint64, error) {
+	for _, name := range append([]string{imageID}, snapshots...) {
+		if err := checkName(name); err != nil {
+			return nil, fail("find snapshot", p.idSpec(imageID, name), err)
+		}
+	}
+	ids, err := call(ctx, p.handle, func() (ids []uint64, err error) {
+		err = withNative(p.ioctx, imageID, "", func(n native) error {
+			for _, name := range snapshots {
+				id, err := n.snapshotID(name)
+				if err != nil {
+					return fail("find snapshot", p.idSpec(imageID, name), err)
+				}
+				ids = append(ids, id)
+			}
+			return nil
 		})
-		return id, err
+		return ids, err
 	}, nil)
-	return id, fail("find snapshot", object, err)
+	if err != nil && !errors.As(err, new(*Error)) {
+		err = fail("find snapshots of", p.idSpec(imageID, ""), err)
+	}
+	return ids, err
 }
 
 func kindOf(t librbd.SnapNamespaceType) SnapshotKind {
