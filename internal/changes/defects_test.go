@@ -2,6 +2,7 @@ package changes
 
 import (
 	"slices"
+	"strings"
 	"testing"
 )
 

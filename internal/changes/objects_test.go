@@ -9,10 +9,10 @@ import (
 )
 
 const (
-	nonexistent = iota
-	written
-	pending
-	clean
+	isNonexistent = iota
+	isMarked
+	isPending
+	isUnmarked
 )
 
 func objectMap(states []int) *rbd.ObjectMap {
@@ -38,10 +38,10 @@ func TestObjectSet(t *testing.T) {
 		base, later := randomStates(n), randomStates(n)
 		var changed, exist []int64
 		for i := range base {
-			if later[i] == written || later[i] == pending || base[i] == pending || (base[i] == nonexistent) != (later[i] == nonexistent) {
+			if later[i] == isMarked || later[i] == isPending || base[i] == isPending || (base[i] == isNonexistent) != (later[i] == isNonexistent) {
 				changed = append(changed, int64(i))
 			}
-			if base[i] != nonexistent {
+			if base[i] != isNonexistent {
 				exist = append(exist, int64(i))
 			}
 		}
@@ -54,6 +54,24 @@ func TestObjectSet(t *testing.T) {
 		s.addExisting(objectMap(append(slices.Clone(base), randomStates(rand.IntN(70))...))) // an image that has shrunk
 		if got := slices.Collect(s.all); !slices.Equal(got, exist) {
 			t.Fatalf("states %v: existing %v, want %v", base, got, exist)
+		}
+		var marks []int64
+		for i, state := range base {
+			if state == isMarked {
+				marks = append(marks, int64(i))
+			}
+			if isClean(objectMap(base), int64(i)) != (state == isUnmarked) {
+				t.Fatalf("states %v: object %d clean or not", base, i)
+			}
+		}
+		s = newObjectSet(int64(n))
+		s.addMarked(objectMap(base))
+		if got := slices.Collect(s.all); !slices.Equal(got, marks) {
+			t.Fatalf("states %v: marked %v, want %v", base, got, marks)
+		}
+		sample := s.sample(8)
+		if len(sample) > 8 || len(marks) > 0 && len(sample) == 0 || len(marks) <= 8 && !slices.Equal(sample, marks) && len(marks) > 0 {
+			t.Fatalf("of %v a sample %v", marks, sample)
 		}
 		first, end := rand.IntN(n), rand.IntN(n+40)
 		s = newObjectSet(int64(n))
