@@ -6,6 +6,7 @@ SHELL := /bin/bash
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 FUZZTIME ?= 30s
+PAIRS ?= 100000
 TESTFLAGS ?=
 BENCHFLAGS ?=
 TIMEOUT ?= 30m
@@ -19,7 +20,7 @@ SCRIPTS = $(shell grep -rlIm1 '^\#!.*sh$$' scripts test .ci)
 
 export CGO_ENABLED := 1
 
-.PHONY: help deps deps-test build demo test test-short lint fuzz bench cover clean
+.PHONY: help deps deps-test build demo test test-short lint fuzz fuzz-changes bench cover clean
 
 help: ## list the targets
 	@awk -F ': .*## ' '/^[a-z-]+:.* ## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +55,10 @@ $(GOLANGCI):
 
 fuzz: deps ## run every fuzz target for FUZZTIME (30s)
 	GOFLAGS='-tags=$(TAG)' scripts/fuzz $(FUZZTIME) ./qcow2/... ./internal/...
+
+fuzz-changes: deps-test ## prove the narrowed diff by PAIRS (100000) pairs of snapshots with random histories
+	RBD2QCOW2_TEST_REQUIRE=1 RBD2QCOW2_PAIRS=$(PAIRS) $(CLUSTER) run -- \
+		go test -tags '$(TAG)' -timeout 24h -v -run '^TestFindFuzz' ./internal/changes
 
 cover: deps-test ## run all tests and write the coverage to bin/cover.html
 	mkdir -p bin

@@ -37,7 +37,10 @@ func (j *job) findChanges(ctx context.Context, src *rbd.Image, b *base, id *repo
 	if err := add(extent.Extent{Offset: end, Length: src.Size() - end, Data: true}); err != nil {
 		return nil, err
 	}
-	id.Changes.Method, id.Changes.Marks = found.Method, nil
+	id.Changes.Method, id.Changes.Settled, id.Changes.Marks = found.Method, found.Settled, nil
+	if found.Marks != nil {
+		id.Changes.Marks = []repo.Marks{}
+	}
 	for _, m := range found.Marks {
 		id.Changes.Marks = append(id.Changes.Marks, repo.Marks(m))
 	}
@@ -72,7 +75,10 @@ func endToRewrite(size int64, b *base) int64 {
 // searchOptions says what is known of both ends. Without an identity of the base's that is little.
 func (j *job) searchOptions(b *base, id *repo.Identity) changes.Options {
 	o := changes.Options{Snapshot: id.Snapshot.ID, SnapSeq: j.info.SnapSeq, Mode: j.Diff, Distrust: j.distrustMaps,
-		Progress: j.task.Advance}
+		Parallel: j.Parallel, Progress: j.task.Advance}
+	if id.Snapshot.ID != 0 { // it is no dry run
+		o.Settle = func(ctx context.Context) error { return j.settleRollback(ctx, id) }
+	}
 	if j.trackingLied {
 		o.Distrust = "change tracking lied"
 	}
@@ -92,6 +98,10 @@ func (j *job) searchOptions(b *base, id *repo.Identity) changes.Options {
 		o.Base.Parent = &rbd.Parent{
 			PoolID: p.PoolID, Namespace: p.Namespace, ImageID: p.ImageID, SnapshotID: p.SnapshotID, Overlap: p.Overlap,
 		}
+	}
+	o.Base.LastSnapshot, o.Base.Settled = max(known.Snapshot.ID, known.Changes.LastSnapshot), known.Changes.Settled
+	if known.Changes.Marks != nil {
+		o.Base.Marks = []changes.Marks{}
 	}
 	for _, m := range known.Changes.Marks {
 		o.Base.Marks = append(o.Base.Marks, changes.Marks(m))

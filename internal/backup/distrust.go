@@ -41,7 +41,7 @@ func (j *job) distrust(ctx context.Context, src *rbd.Image, b *base, id *repo.Id
 	reason := fmt.Sprintf("%v (%s: %s)", lie, id.Changes.Method, id.Changes.Reason)
 	j.log.Warn("the increment is thrown away for a full point", "reason", reason)
 	id.Chain, id.Generation, id.Parent = uuid.NewString(), 0, nil
-	id.Changes = repo.Changes{Method: changes.MethodFull, Reason: reason}
+	id.Changes = repo.Changes{Method: changes.MethodFull, Reason: reason, LastSnapshot: id.Changes.LastSnapshot}
 	j.trackingLied = true
 	extents, err = j.findChanges(ctx, src, nil, id)
 	return nil, extents, err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"time"
 
 	"github.com/rbd2qcow2/rbd2qcow2/internal/crashpoint"
 	"github.com/rbd2qcow2/rbd2qcow2/internal/extent"
@@ -33,8 +34,10 @@ type job struct {
 	metadata  map[string]string
 
 	trackingLied bool // what the cluster says of changes was proved wrong
-	stale        bool // what was found may be old: something that takes its time was done since, or snapshots removed
-	abandoned    bool // a change of snapshots that librbd is still busy with
+	snapshotMade time.Time
+
+	stale     bool // what was found may be old: something that takes its time was done since, or snapshots removed
+	abandoned bool // a change of snapshots that librbd is still busy with
 }
 
 // do carries the backup through; see the package documentation for its steps.
@@ -177,6 +180,7 @@ func (j *job) makePoint(ctx context.Context, b *base, id *repo.Identity) (err er
 	if err := j.describeSnapshot(ctx, src, id); err != nil {
 		return err
 	}
+	j.settle(ctx)
 	extents, err := j.findChanges(ctx, src, b, id)
 	if err != nil {
 		return err

@@ -101,6 +101,7 @@ func (j *job) makeSnapshot(ctx context.Context, id *repo.Identity) error {
 		}
 		return j.dropSnapshot(ctx, id, err) // it may exist all the same, or come to exist
 	}
+	j.snapshotMade = time.Now()
 	crashpoint.Reach(crashpoint.SnapshotMade)
 	return nil
 }

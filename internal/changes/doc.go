@@ -43,14 +43,34 @@
 // have to be noted down then, because the map of a snapshot gains marks when the
 // one before it is removed, as that of the point before always is.
 //
+// No rollback was under way at B, either, which would go on after it without a
+// mark. While one is under way, nobody else writes: so the head's map is still
+// that of a snapshot, or without any mark if another snapshot was made since. If
+// B's map differs from those of all others, and has marks, or the same was
+// proved of the point before and no snapshot was made in between, then there was
+// none. Where that can't be shown, librbd has another fault: the rollback goes on
+// writing into the snapshot that was just made, until it is made to make one
+// more. That is what Options.Settle is for.
+//
 // By existence, where the above can't be shown: an object that exists in neither
 // map reads the same at B and at N, provided that what shows through where no
 // object is, the parent up to its overlap, is the same. All objects that exist in
 // one of the maps are asked about.
 //
+// A client that opens the image while N is made may not know of N for a moment,
+// and what it writes then goes into N. Its marks are in the head's map alone. So
+// the marks and the objects of the head's map, as it is when the search begins,
+// are asked about as well; whoever reads from N has to see to it before that no
+// client writes so any more (rbd.Pool.Refresh).
+//
+// By either, an object that exists in one of the two maps and not in the other
+// is reported as a whole unless the precise diff agrees that it came or went:
+// librbd reads by the maps, which may be wrong.
+//
 // What can't be seen is a snapshot that is made, rolled back to and removed
-// between a look at the image and our own snapshot, or one that is removed while
-// the maps are being read for the marks: milliseconds both.
+// between a look at the image and our own snapshot; one that is removed while
+// the maps are being read for the marks; and a rollback to B that begins while
+// the one before B is still there, and takes until N.
 //
 // Flags that call a map invalid, a map that is missing, has the wrong length or
 // a wrong checksum, a size or parent that changed: each is a reason for the

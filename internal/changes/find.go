@@ -29,7 +29,11 @@ type Base struct {
 	Parent   *rbd.Parent  // of the image at that snapshot; nil: none
 	// Others are the ids of the other snapshots that the image had when Snapshot was made. nil: that is not known.
 	Others []uint64
-	Marks  []Marks // that the search for Snapshot has given
+	// Marks and Settled are what the search for Snapshot has given. nil: that was not asked.
+	Marks   []Marks
+	Settled bool
+	// LastSnapshot is the last that was made of the image when Snapshot was complete: that one, or one that Settle made.
+	LastSnapshot uint64
 }
 
 // Marks are some of the objects that the map of a snapshot called written since the snapshot before.
@@ -48,7 +52,10 @@ type Options struct {
 	Parallel int    // calls of librbd at once; 0: 8
 	// SpotChecks is how many objects are asked about although the maps do not name them; 0: 64, negative: none.
 	SpotChecks int
-	Progress   func(done, total int64) // bytes of the disk that are to be asked about; may be nil
+	// Settle is called before the cluster is asked anything where a rollback may be under way, which goes on writing
+	// into the snapshot. It must see to it that this ends. nil: nothing is done.
+	Settle   func(ctx context.Context) error
+	Progress func(done, total int64) // bytes of the disk that are to be asked about; may be nil
 }
 
 // Result tells how the changes were found.
@@ -58,61 +65,75 @@ type Result struct {
 	Objects int64   // of the image
 	Asked   int64   // objects that the cluster was asked about
 	Lied    bool    // the object maps were found to be wrong, as Reason tells
+	Settled bool    // no rollback was under way when the snapshot was made
 	Marks   []Marks // for the next search, from this snapshot; of snapshots whose maps were not read there are none
 }
 
 // Find calls add for every range of img that may differ from the base, in ascending order and never concurrently, as
 // rbd.Image.Diff does. Nothing that differs is left out. Errors are those of the cluster, and add's own.
 func Find(ctx context.Context, img *rbd.Image, o Options, add func(rbd.Extent) error) (Result, error) {
-	f := &finder{img: img, o: o, size: img.Size()}
+	f := &finder{img: img, o: o, size: img.Size(), maps: map[uint64]*rbd.ObjectMap{}}
 	r := Result{Method: MethodPrecise, Objects: img.Objects(f.size)}
+	from := ""
 	if o.Base == nil {
 		r.Method = MethodFull
+	} else {
+		from = o.Base.Snapshot.Name
 	}
-	objects, reason, err := f.narrow(ctx)
-	r.Reason, r.Lied, r.Marks = reason, f.lied, f.marks
-	if err != nil {
+	if f.size == 0 {
+		r.Reason = "the image is empty"
+		return r, nil
+	}
+	if err := f.look(ctx); err != nil {
 		return r, err
 	}
-	ranges, from := []span{{0, f.size}}, ""
-	r.Asked = r.Objects
+	doubt := f.doubt()
+	r.Marks, r.Settled = f.marks, doubt == "" || f.quiet()
+	if !r.Settled && o.Settle != nil {
+		if err := o.Settle(ctx); err != nil {
+			return r, err
+		}
+	}
+	if err := f.lookAtHead(ctx); err != nil {
+		return r, err
+	}
+	objects, reason := f.narrow(doubt)
+	if objects != nil && doubt == "" {
+		lie, err := f.spotCheck(ctx, objects)
+		if err != nil {
+			return r, err
+		}
+		if lie != "" {
+			r.Lied, objects, reason = true, nil, lie
+		}
+	}
+	r.Reason, r.Asked = reason, r.Objects
+	ranges := []span{{0, f.size}}
 	if objects != nil {
-		ranges = f.ranges(objects)
-		r.Asked = objects.count()
+		ranges, r.Asked = f.ranges(objects), objects.count()
 		r.Reason = fmt.Sprintf("%s name %d of %d objects", reason, r.Asked, r.Objects)
 		if o.Base != nil {
 			r.Method = MethodNarrowed
 		}
-	}
-	if o.Base != nil {
-		from = o.Base.Snapshot.Name
 	}
 	return r, f.diff(ctx, from, ranges, f.o.Progress, add)
 }
 
 // finder is one call of Find.
 type finder struct {
-	img       *rbd.Image
-	o         Options
-	size      int64
-	snapshots []rbd.Snapshot // those there are
-	newer     rbd.Snapshot   // that the image is open at; for its head with id 0
-	lied      bool           // the maps
-	marks     []Marks
-}
+	img  *rbd.Image
+	o    Options
+	size int64
 
-// narrow gives the objects that have to be asked about, and by what they are known, or nil and the reason why all of
-// them have to be.
-func (f *finder) narrow(ctx context.Context) (*objectSet, string, error) {
-	if f.o.Mode == Precise {
-		return nil, "asked for", nil
-	}
-	if f.o.Distrust != "" {
-		return nil, f.o.Distrust, nil
-	}
-	objects, reason, err := f.proof(ctx)
-	if damage, ok := asDamage(err); ok {
-		return nil, damage, nil
-	}
-	return objects, reason, err
+	// What look finds.
+	snapshots  []rbd.Snapshot            // those there are
+	newer      rbd.Snapshot              // that the image is open at; for its head with id 0
+	parent     *rbd.Parent               // at newer
+	maps       map[uint64]*rbd.ObjectMap // by snapshot; of those that are not to be trusted there is none
+	damage     string                    // why newer has no map; "": it has
+	baseDamage string                    // why the base has none
+	appeared   *objectSet                // between the base and newer; nil: not known
+	marks      []Marks
+
+	head *rbd.ObjectMap // some time after newer; nil: not known
 }

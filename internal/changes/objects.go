@@ -1,6 +1,7 @@
 package changes
 
 import (
+	"iter"
 	"math/bits"
 
 	"github.com/rbd2qcow2/rbd2qcow2/internal/rbd"
@@ -38,13 +39,13 @@ func (s *objectSet) addExisting(m *rbd.ObjectMap) {
 	s.trim()
 }
 
-// addChanged adds the objects that, by a later snapshot's map, may differ from the base. Both are of as many objects
-// as the set.
+// addChanged adds the objects that, by a later map, may differ from the base. The base is of as many objects as the set.
 func (s *objectSet) addChanged(base, later *rbd.ObjectMap) {
-	for i := range s.words {
+	for i := range s.words[:min(len(s.words), len(later.Words))] {
 		b, m := base.Words[i], later.Words[i]
 		s.words[i] |= marked(m) | beingRemoved(b) | (existing(b) ^ existing(m))
 	}
+	s.trim()
 }
 
 // addMarked adds the objects that a map calls written since the snapshot before.
@@ -59,6 +60,11 @@ func (s *objectSet) addMarked(m *rbd.ObjectMap) {
 func isClean(m *rbd.ObjectMap, object int64) bool {
 	return object >= 0 && object < m.Objects &&
 		clean(m.Words[object/rbd.ObjectsPerWord])>>(62-2*(object%rbd.ObjectsPerWord))&1 == 1
+}
+
+// isMarked says whether a map has an object as written since the snapshot before.
+func isMarked(m *rbd.ObjectMap, object int64) bool {
+	return object >= 0 && object < m.Objects && m.Words[object/rbd.ObjectsPerWord]>>(62-2*(object%rbd.ObjectsPerWord))&3 == 1
 }
 
 // addRange adds the objects from first to before end.
@@ -87,6 +93,10 @@ func (s *objectSet) sample(limit int64) []int64 {
 	return objects
 }
 
+func (s *objectSet) has(object int64) bool {
+	return object < s.objects && s.words[object/rbd.ObjectsPerWord]>>(62-2*(object%rbd.ObjectsPerWord))&1 == 1
+}
+
 func (s *objectSet) count() int64 {
 	n := 0
 	for _, w := range s.words {
@@ -96,13 +106,19 @@ func (s *objectSet) count() int64 {
 }
 
 // all yields the numbers of the objects in ascending order.
-func (s *objectSet) all(yield func(int64) bool) {
-	for i, w := range s.words {
-		for w != 0 {
-			first := bits.LeadingZeros64(w)
-			w &^= 1 << (63 - first)
-			if !yield(int64(i)*rbd.ObjectsPerWord + int64(first/2)) {
-				return
+func (s *objectSet) all(yield func(int64) bool) { s.between(0, s.objects)(yield) }
+
+// between is all for the objects from first to before end.
+func (s *objectSet) between(first, end int64) iter.Seq[int64] {
+	return func(yield func(int64) bool) {
+		for i := first / rbd.ObjectsPerWord; i < int64(len(s.words)) && i*rbd.ObjectsPerWord < end; i++ {
+			for w := s.words[i]; w != 0; {
+				bit := bits.LeadingZeros64(w)
+				w &^= 1 << (63 - bit)
+				n := i*rbd.ObjectsPerWord + int64(bit/2)
+				if n >= first && n < end && !yield(n) {
+					return
+				}
 			}
 		}
 	}

@@ -9,10 +9,10 @@ import (
 )
 
 const (
-	isNonexistent = iota
-	isMarked
-	isPending
-	isUnmarked
+	stateNonexistent = iota
+	stateMarked
+	statePending
+	stateUnmarked
 )
 
 func objectMap(states []int) *rbd.ObjectMap {
@@ -38,10 +38,10 @@ func TestObjectSet(t *testing.T) {
 		base, later := randomStates(n), randomStates(n)
 		var changed, exist []int64
 		for i := range base {
-			if later[i] == isMarked || later[i] == isPending || base[i] == isPending || (base[i] == isNonexistent) != (later[i] == isNonexistent) {
+			if later[i] == stateMarked || later[i] == statePending || base[i] == statePending || (base[i] == stateNonexistent) != (later[i] == stateNonexistent) {
 				changed = append(changed, int64(i))
 			}
-			if base[i] != isNonexistent {
+			if base[i] != stateNonexistent {
 				exist = append(exist, int64(i))
 			}
 		}
@@ -57,10 +57,10 @@ func TestObjectSet(t *testing.T) {
 		}
 		var marks []int64
 		for i, state := range base {
-			if state == isMarked {
+			if state == stateMarked {
 				marks = append(marks, int64(i))
 			}
-			if isClean(objectMap(base), int64(i)) != (state == isUnmarked) {
+			if isClean(objectMap(base), int64(i)) != (state == stateUnmarked) {
 				t.Fatalf("states %v: object %d clean or not", base, i)
 			}
 		}

@@ -1,90 +1,71 @@
 package changes
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/rbd2qcow2/rbd2qcow2/internal/rbd"
 )
 
-const (
-	maxMarkedSnapshots = 64 // whose maps are read to note down marks: with more, what they cost is more than they save
-	marksPerSnapshot   = 64
-)
-
-// proof gives the objects outside of which nothing can differ, and by what they are known; or nil and the reason why
-// there is no proof. See the package documentation for why it is one. What is wrong with a map comes as a damageError.
-func (f *finder) proof(ctx context.Context) (*objectSet, string, error) {
-	if !f.img.Features().Has(rbd.FeatureObjectMap) {
-		return nil, "the image has no object map", nil
+// narrow gives the objects outside of which nothing can differ, and by what they are known, or nil and the reason why
+// all of them have to be asked about. doubt is what doubt has given. See the package documentation for the proof.
+func (f *finder) narrow(doubt string) (*objectSet, string) {
+	switch {
+	case f.o.Mode == Precise:
+		return nil, "asked for"
+	case f.o.Distrust != "":
+		return nil, f.o.Distrust
+	case f.damage != "":
+		return nil, f.damage
 	}
-	var err error
-	if f.snapshots, err = f.img.Snapshots(ctx); err != nil {
-		return nil, "", err
+	b, newer := f.o.Base, f.maps[f.newer.ID]
+	later := []*rbd.ObjectMap{newer}
+	if f.head != nil {
+		later = append(later, f.head)
 	}
-	if err := f.findNewer(ctx); err != nil {
-		return nil, "", err
+	existing, changed := newObjectSet(newer.Objects), newObjectSet(newer.Objects)
+	for _, m := range later {
+		existing.addExisting(m)
 	}
-	newer, err := f.objectMap(ctx, f.newer)
-	if err != nil {
-		return nil, "", err
+	if b == nil {
+		if f.parent != nil {
+			f.addBytes(existing, 0, min(f.parent.Overlap, f.size))
+		}
+		return existing, "object map"
 	}
-	if err := f.collectMarks(ctx, newer); err != nil {
-		return nil, "", err
-	}
-	parent, err := f.img.Parent(ctx)
-	if err != nil {
-		return nil, "", err
-	}
-	if f.o.Base != nil {
-		return f.proofFrom(ctx, parent, newer)
-	}
-	objects := newObjectSet(newer.Objects)
-	objects.addExisting(newer)
-	if parent != nil {
-		f.addBytes(objects, 0, min(parent.Overlap, f.size))
-	}
-	return objects, "object map", nil
-}
-
-// proofFrom is proof where there is a base.
-func (f *finder) proofFrom(ctx context.Context, parent *rbd.Parent, newer *rbd.ObjectMap) (*objectSet, string, error) {
-	b := f.o.Base
 	switch {
 	case b.Others == nil:
-		return nil, "the newest point does not tell what snapshots the image had", nil
-	case !sameParent(parent, b.Parent):
-		return nil, "the image was resized or flattened, so that another part of its parent shows through", nil
+		return nil, "the newest point does not tell what snapshots the image had"
+	case !sameParent(f.parent, b.Parent):
+		return nil, "the image was resized or flattened, so that another part of its parent shows through"
+	case f.baseDamage != "":
+		return nil, f.baseDamage
 	}
-	older, ok := f.snapshot(b.Snapshot.ID)
-	if !ok {
-		return nil, f.name(b.Snapshot.ID) + " is gone", nil
-	}
-	base, err := f.objectMap(ctx, older)
-	if err != nil {
-		return nil, "", err
-	}
-	existing := newObjectSet(newer.Objects)
-	existing.addExisting(newer)
-	if doubt := f.doubt(older, newer); doubt != "" {
+	base := f.maps[b.Snapshot.ID]
+	if doubt != "" {
 		existing.addExisting(base)
-		return existing, fmt.Sprintf("object maps, by existence alone since %s,", doubt), nil
+		return existing, fmt.Sprintf("object maps, by existence alone since %s,", doubt)
 	}
-	changed := newObjectSet(newer.Objects)
-	changed.addChanged(base, newer)
-	lie, err := f.spotCheck(ctx, changed, existing)
-	if f.lied = lie != ""; f.lied {
-		return nil, lie, err
+	for _, m := range later {
+		changed.addChanged(base, m)
 	}
-	return changed, "object maps", err
+	return changed, "object maps"
 }
 
 // doubt says why the marks of the newer map may not be all that was written since the base, "" if they are.
-func (f *finder) doubt(base rbd.Snapshot, newer *rbd.ObjectMap) string {
+func (f *finder) doubt() string {
+	b := f.o.Base
+	base, ok := rbd.Snapshot{}, false
+	if b != nil {
+		base, ok = f.snapshot(b.Snapshot.ID)
+	}
 	switch {
+	case f.damage != "":
+		return f.damage
+	case !ok:
+		return "there is no base"
+	case f.baseDamage != "":
+		return f.baseDamage
 	case !f.img.Features().Has(rbd.FeatureFastDiff):
 		return "the image has no fast-diff"
 	case base.Size != f.size:
@@ -93,115 +74,71 @@ func (f *finder) doubt(base rbd.Snapshot, newer *rbd.ObjectMap) string {
 		return f.invalid(base)
 	case f.newer.Flags != 0:
 		return f.invalid(f.newer)
-	case f.o.SnapSeq != base.ID:
+	case !f.noneSinceBase():
 		return "another snapshot was made after the newest point's"
+	case b.Marks == nil:
+		return "the newest point was made without a look at object maps"
+	case !b.Settled:
+		return "a rollback may have been under way when the newest point was made"
 	}
 	for _, s := range f.snapshots {
 		if s.ID > base.ID && (f.newer.ID == 0 || s.ID < f.newer.ID) {
 			return fmt.Sprintf("%s was made after the newest point's", f.name(s.ID))
 		}
 	}
-	for _, id := range append(slices.Clone(f.o.Base.Others), base.ID) {
-		if !f.notRolledBack(id, newer) {
+	for _, id := range append(slices.Clone(b.Others), base.ID) {
+		if !f.notRolledBack(id) {
 			return fmt.Sprintf("a rollback to %s can't be excluded", f.name(id))
 		}
 	}
 	return ""
 }
 
-// notRolledBack says whether it is proved that since the base nobody rolled back to a snapshot.
-func (f *finder) notRolledBack(snapshot uint64, newer *rbd.ObjectMap) bool {
+// notRolledBack says whether it is proved that since the base nobody rolled back to a snapshot: an object that its map
+// has had marked all the time is clean in the newer one.
+func (f *finder) notRolledBack(snapshot uint64) bool {
+	newer, now := f.maps[f.newer.ID], f.maps[snapshot]
+	if _, there := f.snapshot(snapshot); there && now == nil {
+		return false
+	}
 	for _, m := range f.o.Base.Marks {
 		if m.Snapshot == snapshot {
-			return slices.ContainsFunc(m.Objects, func(object int64) bool { return isClean(newer, object) })
+			return slices.ContainsFunc(m.Objects, func(object int64) bool {
+				return isClean(newer, object) && (now == nil || isMarked(now, object))
+			})
 		}
 	}
 	return false
 }
 
-// collectMarks notes down what the next search needs. Of a snapshot whose map can't be read there is nothing to note.
-func (f *finder) collectMarks(ctx context.Context, newer *rbd.ObjectMap) error {
-	if f.newer.ID == 0 || len(f.snapshots) > maxMarkedSnapshots {
-		return nil
+// quiet says whether it is proved by the newer map that no rollback was under way when its snapshot was made. While one
+// is under way nobody else writes. So the head's map is still what it was replaced by, the map of a snapshot; or, if a
+// snapshot was made since, it has no marks at all.
+func (f *finder) quiet() bool {
+	if f.damage != "" || f.newer.Flags != 0 {
+		return false
 	}
+	newer := f.maps[f.newer.ID]
+	alone := true
 	for _, s := range f.snapshots {
-		m := newer
-		if s.ID > f.newer.ID {
+		if s.ID == f.newer.ID {
 			continue
-		} else if s.ID < f.newer.ID {
-			var err error
-			if m, err = f.objectMap(ctx, s); errors.As(err, new(damageError)) {
-				continue
-			} else if err != nil {
-				return err
-			}
 		}
-		marked := newObjectSet(m.Objects)
-		marked.addMarked(m)
-		f.marks = append(f.marks, Marks{Snapshot: s.ID, Objects: marked.sample(marksPerSnapshot)})
+		alone = false
+		m := f.maps[s.ID]
+		if m == nil || s.Flags != 0 || slices.Equal(m.Words, newer.Words) {
+			return false
+		}
 	}
-	return nil
+	marks := newObjectSet(newer.Objects)
+	marks.addMarked(newer)
+	return alone || marks.count() > 0 || f.noneSinceBase() && f.o.Base.Settled
 }
 
-// findNewer describes the snapshot, or head, that the image is open at.
-func (f *finder) findNewer(ctx context.Context) error {
-	if f.o.Snapshot == 0 {
-		info, err := f.img.Info(ctx)
-		f.newer = rbd.Snapshot{Size: f.size, Flags: info.Flags}
-		return err
-	}
-	var ok bool
-	if f.newer, ok = f.snapshot(f.o.Snapshot); !ok {
-		return damageError(f.name(f.o.Snapshot) + " is gone")
-	}
-	return nil
-}
-
-func (f *finder) snapshot(id uint64) (rbd.Snapshot, bool) {
-	i := slices.IndexFunc(f.snapshots, func(s rbd.Snapshot) bool { return s.ID == id })
-	if i < 0 {
-		return rbd.Snapshot{}, false
-	}
-	return f.snapshots[i], true
-}
-
-// objectMap reads a map and refuses one that is known to be wrong.
-func (f *finder) objectMap(ctx context.Context, s rbd.Snapshot) (*rbd.ObjectMap, error) {
-	if s.Flags&rbd.FlagObjectMapInvalid != 0 {
-		return nil, damageError(f.invalid(s))
-	}
-	m, err := f.img.ObjectMap(ctx, s.ID)
-	if errors.Is(err, rbd.ErrNotFound) || errors.Is(err, rbd.ErrDamaged) || errors.Is(err, rbd.ErrPermission) {
-		return nil, damageError(err.Error())
-	} else if err != nil {
-		return nil, err
-	}
-	if want := f.img.Objects(s.Size); m.Objects != want {
-		return nil, damageError(fmt.Sprintf("the object map of %s is of %d objects, the image of %d", f.name(s.ID), m.Objects, want))
-	}
-	return m, nil
-}
-
-// name names a snapshot for people.
-func (f *finder) name(id uint64) string {
-	if id == 0 {
-		return "the image"
-	}
-	s, ok := f.snapshot(id)
-	if !ok {
-		return fmt.Sprintf("snapshot %d", id)
-	}
-	return fmt.Sprintf("snapshot %d (%s)", id, s.Name)
-}
-
-// invalid says what the flags of a snapshot mean, as "rbd info" calls it, and what helps.
-func (f *finder) invalid(s rbd.Snapshot) string {
-	target, _, _ := strings.Cut(f.img.String(), "@")
-	if s.ID != 0 {
-		target += "@" + s.Name
-	}
-	return fmt.Sprintf("of %s the %s (\"rbd object-map rebuild %s\" helps)", f.name(s.ID),
-		strings.Replace(s.Flags.String(), " invalid, ", " and ", 1), target)
+// noneSinceBase says whether no snapshot was made since the base's.
+func (f *finder) noneSinceBase() bool {
+	b := f.o.Base
+	return b != nil && (f.o.SnapSeq == b.Snapshot.ID || f.o.SnapSeq == b.LastSnapshot)
 }
 
 // sameParent says whether two points of an image show the same part of the same parent.
@@ -211,14 +148,4 @@ func sameParent(a, b *rbd.Parent) bool {
 	}
 	return a.PoolID == b.PoolID && a.Namespace == b.Namespace && a.ImageID == b.ImageID &&
 		a.SnapshotID == b.SnapshotID && a.Overlap == b.Overlap
-}
-
-// damageError is what is wrong with a map: a reason not to use it, and no failure.
-type damageError string
-
-func (e damageError) Error() string { return string(e) }
-
-func asDamage(err error) (string, bool) {
-	var damage damageError
-	return string(damage), errors.As(err, &damage)
 }

@@ -19,7 +19,9 @@ var errLie = errors.New("object map lied")
 
 // spotCheck asks the precise diff about some of the existing objects that the maps do not name. It tells what is wrong
 // with the maps, "" if nothing was found.
-func (f *finder) spotCheck(ctx context.Context, objects, existing *objectSet) (lie string, err error) {
+func (f *finder) spotCheck(ctx context.Context, objects *objectSet) (lie string, err error) {
+	existing := newObjectSet(objects.objects)
+	existing.addExisting(f.maps[f.newer.ID])
 	limit := f.o.SpotChecks
 	if limit == 0 {
 		limit = defaultSpotChecks

@@ -115,6 +115,9 @@ func (i *Image) Size() int64 { return i.size }
 // ObjectSize returns the size in bytes of the RADOS objects that hold the data.
 func (i *Image) ObjectSize() int64 { return i.objectSize }
 
+// StripeUnit returns how many bytes lie in one object before the next one's turn.
+func (i *Image) StripeUnit() int64 { return i.stripeUnit }
+
 // StripeCount returns over how many objects consecutive stripes go in turn; 1
 // where an object holds consecutive bytes.
 func (i *Image) StripeCount() int64 { return i.stripeCount }

@@ -62,9 +62,8 @@ func readObjectMap(ioctx *rados.IOContext, name string) (m *ObjectMap, err error
 
 // readObject reads a whole RADOS object of at most some 64 MiB.
 func readObject(ioctx *rados.IOContext, name string) ([]byte, error) {
-	const step = 4 << 20
 	var all []byte
-	for int64(len(all)) < maxMapObjects/4+step {
+	for step := 64 << 10; len(all) < maxMapObjects/4+step; step = min(4*step, 4<<20) {
 		at := len(all)
 		all = append(all, make([]byte, step)...)
 		n, err := ioctx.Read(name, all[at:], uint64(at))

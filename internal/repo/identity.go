@@ -109,7 +109,11 @@ type Changes struct {
 	ReadBytes   int64  `json:"read_bytes"`   // read from the cluster
 	StoredBytes int64  `json:"stored_bytes"` // of data in the file, after compression
 	// Marks let the next search for changes find out whether the image was rolled back meanwhile.
-	Marks []Marks `json:"marks,omitempty"`
+	Marks []Marks `json:"marks"`
+	// Settled says that no rollback of the image was under way when our snapshot was made.
+	Settled bool `json:"settled"`
+	// LastSnapshot is the id of one that was made, and removed, after ours for its sake; 0: none.
+	LastSnapshot uint64 `json:"last_snapshot,omitempty"`
 }
 
 // Marks are some of the objects that the object map of a snapshot called written since the snapshot before.

@@ -1,0 +1,42 @@
+package rbd
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+// refreshTimeout bounds the wait for clients that are frozen. A healthy one
+// answers within milliseconds.
+const refreshTimeout = 2 * time.Second
+
+// Refresh makes all clients that have the image open look at its header again
+// before they write the next time, as librbd does itself after it has made a
+// snapshot (ImageWatcher::notify_header_update). A client that was opening the
+// image in that moment may have read the header before, and registered for
+// notifications after: until it hears of the snapshot, what it writes goes into
+// the snapshot, too.
+//
+// An error, which matches ErrTimeout where a client did not answer in time,
+// says that not all may have done so.
+func (p *Pool) Refresh(ctx context.Context, imageID string) error {
+	// A NotifyMessage: version 7, compatible with 1, 4 bytes: HEADER_UPDATE.
+	message := []byte{7, 1, 4, 0, 0, 0, 3, 0, 0, 0}
+	err := do(ctx, p.handle, func() error {
+		_, _, err := p.ioctx.NotifyWithTimeout(headerObject(imageID), message, refreshTimeout)
+		return err
+	})
+	return fail("notify clients of", p.idSpec(imageID, ""), err)
+}
+
+// HasWatchers says whether a client has the image open for writing, this process
+// included (rbd_watchers_list). It may have crashed less than half a minute ago.
+func (p *Pool) HasWatchers(ctx context.Context, imageID string) (bool, error) {
+	img, err := p.OpenAt(ctx, imageID, "")
+	if err != nil {
+		return false, err
+	}
+	watchers, err := call(ctx, img.handle, img.image.ListWatchers, nil)
+	err = errors.Join(err, img.Close())
+	return len(watchers) > 0, fail("list watchers of", p.idSpec(imageID, ""), err)
+}
