@@ -131,6 +131,13 @@ func some() []trackedStep {
 
 func trackedCases() []trackedCase {
 	return append([]trackedCase{
+		{name: "by change", size: 64 << 20, options: []string{"--object-size=1M"}, steps: []trackedStep{
+			{change: writes("write -P 2 8M 4M", "write -P 2 31M 512"), method: "narrowed", reason: "object maps name 5 of 64 objects"},
+			{change: writes("write -P 3 9M 4k", "write -P 3 40M 512"), method: "narrowed", reason: "object maps name 2 of 64 objects"},
+			{change: writes("discard 1M 1M"), args: []string{"--diff=precise"}, method: "precise", reason: "asked for"},
+			{change: writes("write -P 4 50M 4k"), method: "narrowed", reason: "by existence alone"}, // there was no mark
+			{change: writes("write -P 4 51M 4k"), method: "narrowed", reason: "object maps name 1 of 64 objects"},
+		}},
 		{name: "fancy striping", options: []string{"--object-size=64K", "--stripe-unit=16K", "--stripe-count=4"}, steps: some()},
 		{name: "stripes of whole objects", options: []string{"--object-size=1M", "--stripe-unit=1M", "--stripe-count=3"}, steps: some()},
 		{name: "small objects", options: []string{"--object-size=4K"}, steps: some()},
@@ -165,11 +172,11 @@ func trackedCases() []trackedCase {
 				d.pool.CreateSnapshot(t, d.image+"@small")
 				d.pool.Resize(t, d.image, diskSize)
 			}, method: "narrowed", reason: "another snapshot was made after"},
-			{change: writes("write -P 2 5M 4k"), args: []string{"--verify-unchanged=100"}, method: "narrowed", reason: "can't be excluded"},
+			{change: writes("write -P 2 5M 4k"), args: []string{"--verify-unchanged=100"}, method: "narrowed", reason: "by existence alone"},
 		}},
 		{name: "no size", steps: []trackedStep{
-			{change: admin("resize --no-progress --allow-shrink --size 0B %s"), method: "narrowed", reason: "object maps"},
-			{change: writes(), args: []string{"--diff=precise", "--verify-unchanged=100"}, method: "precise", reason: "asked for"},
+			{change: admin("resize --no-progress --allow-shrink --size 0B %s"), method: "precise", reason: "the image is empty"},
+			{change: writes(), args: []string{"--diff=precise", "--verify-unchanged=100"}, method: "precise", reason: "the image is empty"},
 			{change: all(admin("resize --no-progress --size 4M %s"), writes("write -P 2 1M 4k")), method: "narrowed", reason: "resized"},
 		}},
 	}, brokenMaps()...)
