@@ -60,7 +60,7 @@ done; 130 and 143 interrupted.`,
 		"how changes are found: `auto|precise`: auto asks the cluster only about objects that their maps name, where that is proved safe; precise about every object")
 	flags.Float64Var(&f.options.VerifyUnchanged, "verify-unchanged", 0,
 		"read `PERCENT` of what is found unchanged and compare it with the chain; where it differs make a full point")
-	flags.IntVar(&f.options.Parallel, "parallel", 8, "keep `N` reads in flight, for all images together")
+	flags.IntVar(&f.options.Parallel, "parallel", 8, "keep `N` reads in flight, for all images together; and as many calls that look for changes, for each image")
 	flags.IntVar(&f.options.Jobs, "jobs", 4, "back up `N` images at once")
 	flags.BoolVar(&f.options.RemoveOldSnapshots, "remove-old-snapshots", false,
 		"also remove the snapshots, named by digits alone, that the Python tool left")
