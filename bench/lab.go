@@ -150,7 +150,7 @@ func (l *lab) feed(ctx context.Context, input io.Reader, argv ...string) error {
 	c := l.command(ctx, argv...)
 	c.Stdin = input
 	if said, err := c.CombinedOutput(); err != nil {
-		return fmt.Errorf("%s: %w: %s", strings.Join(argv, " "), errors.Join(context.Cause(ctx), err), tail(said))
+		return failure(ctx, argv, err, said)
 	}
 	return nil
 }
@@ -162,9 +162,18 @@ func (l *lab) output(ctx context.Context, argv ...string) ([]byte, error) {
 	c.Stderr = &said
 	out, err := c.Output()
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w: %s", strings.Join(argv, " "), errors.Join(context.Cause(ctx), err), tail(said.Bytes()))
+		return nil, failure(ctx, argv, err, said.Bytes())
 	}
 	return out, nil
+}
+
+// failure names a command that has failed, and ends with what it said.
+func failure(ctx context.Context, argv []string, err error, said ...[]byte) error {
+	var ends []byte
+	for _, s := range said {
+		ends = append(ends, tail(s)...)
+	}
+	return fmt.Errorf("%s: %w: %s", strings.Join(argv, " "), errors.Join(context.Cause(ctx), err), ends)
 }
 
 // tail is the end of what a program said.

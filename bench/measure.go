@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"time"
 )
@@ -121,7 +120,7 @@ func (l *lab) time(ctx context.Context, argv []string) (run, error) {
 	}
 	r.Seconds = time.Since(start).Seconds()
 	if err != nil {
-		return r, fmt.Errorf("%s: %w: %s%s", strings.Join(argv, " "), errors.Join(context.Cause(ctx), err), tail(out.Bytes()), tail(said.Bytes()))
+		return r, failure(ctx, argv, err, out.Bytes(), said.Bytes())
 	}
 	usage, ok := c.ProcessState.SysUsage().(*syscall.Rusage)
 	if !ok {

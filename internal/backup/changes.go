@@ -37,13 +37,8 @@ func (j *job) findChanges(ctx context.Context, src *rbd.Image, b *base, id *repo
 	if err := add(extent.Extent{Offset: end, Length: src.Size() - end, Data: true}); err != nil {
 		return nil, err
 	}
-	id.Changes.Method, id.Changes.Settled, id.Changes.Marks = found.Method, found.Settled, nil
-	if found.Marks != nil {
-		id.Changes.Marks = []repo.Marks{}
-	}
-	for _, m := range found.Marks {
-		id.Changes.Marks = append(id.Changes.Marks, repo.Marks(m))
-	}
+	id.Changes.Method, id.Changes.Settled = found.Method, found.Settled
+	id.Changes.Marks = convert(found.Marks, func(m changes.Marks) repo.Marks { return repo.Marks(m) })
 	if b != nil {
 		id.Changes.Reason = found.Reason
 	}
@@ -100,13 +95,20 @@ func (j *job) searchOptions(b *base, id *repo.Identity) changes.Options {
 		}
 	}
 	o.Base.LastSnapshot, o.Base.Settled = max(known.Snapshot.ID, known.Changes.LastSnapshot), known.Changes.Settled
-	if known.Changes.Marks != nil {
-		o.Base.Marks = []changes.Marks{}
-	}
-	for _, m := range known.Changes.Marks {
-		o.Base.Marks = append(o.Base.Marks, changes.Marks(m))
-	}
+	o.Base.Marks = convert(known.Changes.Marks, func(m repo.Marks) changes.Marks { return changes.Marks(m) })
 	return o
+}
+
+// convert converts each element. nil, for what is not known, stays nil.
+func convert[From, To any](from []From, one func(From) To) []To {
+	if from == nil {
+		return nil
+	}
+	to := make([]To, len(from))
+	for i, f := range from {
+		to[i] = one(f)
+	}
+	return to
 }
 
 // preview says what a backup would do now, by the image's head instead of a snapshot.

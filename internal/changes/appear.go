@@ -28,7 +28,7 @@ func (f *finder) complete(p *piece) {
 		return
 	}
 	wrong := map[int64]bool{}
-	first, end := p.off/f.period()*f.img.StripeCount(), (p.end+f.period()-1)/f.period()*f.img.StripeCount()
+	first, end := p.off/f.img.Period()*f.img.StripeCount(), (p.end+f.img.Period()-1)/f.img.Period()*f.img.StripeCount()
 	for n := range f.appeared.between(first, end) {
 		wrong[n] = true
 	}
@@ -77,7 +77,7 @@ func (f *finder) hasParent(off int64) bool { return f.parent != nil && off < f.p
 // objectAt gives the object that holds a byte of the disk, and where in it (Striper::file_to_extents of Ceph).
 func (f *finder) objectAt(off int64) (object, inside int64) {
 	unit, count := f.layout()
-	return off/f.period()*count + off/unit%count, off%f.period()/(unit*count)*unit + off%unit
+	return off/f.img.Period()*count + off/unit%count, off%f.img.Period()/(unit*count)*unit + off%unit
 }
 
 // layout gives how objects share the disk; without striping an object is one unit.
@@ -92,7 +92,7 @@ func (f *finder) layout() (unit, count int64) {
 func (f *finder) stripes(object int64) []rbd.Extent {
 	unit, count := f.layout()
 	var extents []rbd.Extent
-	for off := object/count*f.period() + object%count*unit; off < min(f.size, (object/count+1)*f.period()); off += unit * count {
+	for off := object/count*f.img.Period() + object%count*unit; off < min(f.size, (object/count+1)*f.img.Period()); off += unit * count {
 		extents = append(extents, rbd.Extent{Offset: off, Length: min(unit, f.size-off), Exists: true})
 	}
 	return extents

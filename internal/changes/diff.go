@@ -96,7 +96,7 @@ func (p *piece) pass(add func(rbd.Extent) error) error {
 
 // pieces cuts ranges at multiples of the same distance.
 func (f *finder) pieces(ranges []span) func(yield func(span) bool) {
-	step := f.period() * max(1, pieceObjects/f.img.StripeCount())
+	step := f.img.Period() * max(1, pieceObjects/f.img.StripeCount())
 	return func(yield func(span) bool) {
 		for _, r := range ranges {
 			for off := r.off; off < r.end; {

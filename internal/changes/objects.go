@@ -17,8 +17,6 @@ func existing(w uint64) uint64 { return (w | w>>1) & firstBits }
 // marked: written since the snapshot before, or being removed.
 func marked(w uint64) uint64 { return (w ^ w>>1) & firstBits }
 
-func clean(w uint64) uint64 { return (w & (w >> 1)) & firstBits }
-
 func beingRemoved(w uint64) uint64 { return (w >> 1 &^ w) & firstBits }
 
 // objectSet is a set of an image's objects: one bit in the place where an object map has two.
@@ -57,20 +55,30 @@ func (s *objectSet) addMarked(m *rbd.ObjectMap) {
 }
 
 // isClean says whether a map has an object as clean.
-func isClean(m *rbd.ObjectMap, object int64) bool {
-	return object >= 0 && object < m.Objects &&
-		clean(m.Words[object/rbd.ObjectsPerWord])>>(62-2*(object%rbd.ObjectsPerWord))&1 == 1
-}
+func isClean(m *rbd.ObjectMap, object int64) bool { return state(m, object) == 3 }
 
 // isMarked says whether a map has an object as written since the snapshot before.
-func isMarked(m *rbd.ObjectMap, object int64) bool {
-	return object >= 0 && object < m.Objects && m.Words[object/rbd.ObjectsPerWord]>>(62-2*(object%rbd.ObjectsPerWord))&3 == 1
+func isMarked(m *rbd.ObjectMap, object int64) bool { return state(m, object) == 1 }
+
+// state gives what a map has for an object, which need not be one of its own: such a one does not exist.
+func state(m *rbd.ObjectMap, object int64) uint64 {
+	if object < 0 || object >= m.Objects {
+		return 0
+	}
+	word, shift := place(object)
+	return m.Words[word] >> shift & 3
+}
+
+// place gives the word of a map or a set that an object is in, and how far from its lower end.
+func place(object int64) (word, shift int64) {
+	return object / rbd.ObjectsPerWord, 62 - 2*(object%rbd.ObjectsPerWord)
 }
 
 // addRange adds the objects from first to before end.
 func (s *objectSet) addRange(first, end int64) {
 	for n := first; n < min(end, s.objects); n++ {
-		s.words[n/rbd.ObjectsPerWord] |= 1 << (62 - 2*(n%rbd.ObjectsPerWord))
+		word, shift := place(n)
+		s.words[word] |= 1 << shift
 	}
 }
 
@@ -94,7 +102,8 @@ func (s *objectSet) sample(limit int64) []int64 {
 }
 
 func (s *objectSet) has(object int64) bool {
-	return object < s.objects && s.words[object/rbd.ObjectsPerWord]>>(62-2*(object%rbd.ObjectsPerWord))&1 == 1
+	word, shift := place(object)
+	return object < s.objects && s.words[word]>>shift&1 == 1
 }
 
 func (s *objectSet) count() int64 {
@@ -127,12 +136,9 @@ func (s *objectSet) between(first, end int64) iter.Seq[int64] {
 // span is a range of the disk in bytes.
 type span struct{ off, end int64 }
 
-// period is how many bytes of the disk a set of objects holds, over which stripes go in turn.
-func (f *finder) period() int64 { return f.img.ObjectSize() * f.img.StripeCount() }
-
 // ranges gives where the objects lie, neighbours joined. With striping, that is where their sets of objects lie.
 func (f *finder) ranges(objects *objectSet) []span {
-	period := f.period()
+	period := f.img.Period()
 	var ranges []span
 	for n := range objects.all {
 		off := n / f.img.StripeCount() * period
@@ -149,7 +155,7 @@ func (f *finder) ranges(objects *objectSet) []span {
 // addBytes adds the objects that hold a range of the disk.
 func (f *finder) addBytes(s *objectSet, off, length int64) {
 	if length > 0 {
-		first, last := off/f.period(), (off+length-1)/f.period()
+		first, last := off/f.img.Period(), (off+length-1)/f.img.Period()
 		s.addRange(first*f.img.StripeCount(), (last+1)*f.img.StripeCount())
 	}
 }

@@ -23,7 +23,7 @@ func (f *finder) narrow(doubt string) (*objectSet, string) {
 	if f.head != nil {
 		later = append(later, f.head)
 	}
-	existing, changed := newObjectSet(newer.Objects), newObjectSet(newer.Objects)
+	existing := newObjectSet(newer.Objects)
 	for _, m := range later {
 		existing.addExisting(m)
 	}
@@ -46,6 +46,7 @@ func (f *finder) narrow(doubt string) (*objectSet, string) {
 		existing.addExisting(base)
 		return existing, fmt.Sprintf("object maps, by existence alone since %s,", doubt)
 	}
+	changed := newObjectSet(newer.Objects)
 	for _, m := range later {
 		changed.addChanged(base, m)
 	}

@@ -56,7 +56,7 @@ func (f *finder) spotCheck(ctx context.Context, objects *objectSet) (lie string,
 
 // inside says whether an object lies in one of the ranges, which ascend.
 func (f *finder) inside(object int64, ranges []span) bool {
-	off := object / f.img.StripeCount() * f.period()
+	off := object / f.img.StripeCount() * f.img.Period()
 	_, found := slices.BinarySearchFunc(ranges, off, func(s span, off int64) int {
 		switch {
 		case s.end <= off:

@@ -49,8 +49,7 @@ func (i *Image) diffStep() int64 {
 	if i.stripeCount > maxSize/diffObjects/i.objectSize {
 		return maxSize
 	}
-	period := i.objectSize * i.stripeCount
-	return period * max(1, diffObjects/i.stripeCount)
+	return i.Period() * max(1, diffObjects/i.stripeCount)
 }
 
 // diffRange is one call of librbd. The range must not be empty, which could

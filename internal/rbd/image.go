@@ -122,10 +122,14 @@ func (i *Image) StripeUnit() int64 { return i.stripeUnit }
 // where an object holds consecutive bytes.
 func (i *Image) StripeCount() int64 { return i.stripeCount }
 
+// Period returns how many bytes of the image a set of objects holds, over which
+// stripes go in turn: borders at its multiples cut neither objects nor stripes.
+func (i *Image) Period() int64 { return i.objectSize * i.stripeCount }
+
 // Objects returns the number of objects of an image of size bytes with the
 // layout of this one (Striper::get_num_objects of Ceph).
 func (i *Image) Objects(size int64) int64 {
-	period := i.objectSize * i.stripeCount
+	period := i.Period()
 	n := (size + period - 1) / period * i.stripeCount
 	// The last set of objects has some that no stripe reaches.
 	if rest := size % period; rest > 0 && rest < i.stripeUnit*i.stripeCount {

@@ -82,10 +82,6 @@ func jsonName(name string) string { return strings.ToValidUTF8(name, "\ufffd\uff
 func rename(t *testing.T, pool *cephtest.Pool, image, name string) {
 	t.Helper()
 	id := pool.Info(t, image).ID
-	rados := func(args ...string) {
-		t.Helper()
-		qemutest.Run(t, "rados", append([]string{"--conf", pool.Conf, "--pool", pool.Name}, args...)...)
-	}
 	file := func(s string) string {
 		f := filepath.Join(t.TempDir(), "value")
 		if err := os.WriteFile(f, append(binary.LittleEndian.AppendUint32(nil, uint32(len(s))), s...), 0o600); err != nil {
@@ -93,11 +89,11 @@ func rename(t *testing.T, pool *cephtest.Pool, image, name string) {
 		}
 		return f
 	}
-	rados("put", "rbd_id."+name, file(id))
-	rados("setomapval", "rbd_directory", "name_"+name, "--input-file", file(id))
-	rados("setomapval", "rbd_directory", "id_"+id, "--input-file", file(name))
-	rados("rmomapkey", "rbd_directory", "name_"+image)
-	rados("rm", "rbd_id."+image)
+	pool.Rados(t, "put", "rbd_id."+name, file(id))
+	pool.Rados(t, "setomapval", "rbd_directory", "name_"+name, "--input-file", file(id))
+	pool.Rados(t, "setomapval", "rbd_directory", "id_"+id, "--input-file", file(name))
+	pool.Rados(t, "rmomapkey", "rbd_directory", "name_"+image)
+	pool.Rados(t, "rm", "rbd_id."+image)
 }
 
 func list(t *testing.T, dir string, more ...string) []status.Image {

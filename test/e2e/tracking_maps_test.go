@@ -6,7 +6,6 @@ import (
 	"path/filepath"
 	"testing"
 
-	"github.com/rbd2qcow2/rbd2qcow2/internal/qemutest"
 	"github.com/rbd2qcow2/rbd2qcow2/internal/status"
 )
 
@@ -44,7 +43,7 @@ func brokenMaps() []trackedCase {
 		{name: "base's map truncated", steps: damaged(editMap(func(b []byte) []byte { return b[:len(b)-1] }))},
 		{name: "base's map flipped", steps: damaged(editMap(func(b []byte) []byte { b[18] ^= 0x40; return b }))},
 		{name: "head's map removed", steps: []trackedStep{{change: all(write(2), func(t *testing.T, d *disk, _ status.Point) {
-			d.rados(t, "rm", d.mapObject(t, ""))
+			d.pool.Rados(t, "rm", d.mapObject(t, ""))
 		}, write(3)), method: "precise", reason: invalid}}},
 		{name: "head's map truncated", steps: []trackedStep{{change: all(write(2), func(t *testing.T, d *disk, _ status.Point) {
 			b := d.getMap(t, "")
@@ -78,7 +77,7 @@ func rebuildNewest(t *testing.T, d *disk, newest status.Point) {
 }
 
 func removeMap(t *testing.T, d *disk, newest status.Point) {
-	d.rados(t, "rm", d.mapObject(t, newest.Snapshot))
+	d.pool.Rados(t, "rm", d.mapObject(t, newest.Snapshot))
 }
 
 // editMap changes the RADOS object of the newest point's object map.
@@ -86,11 +85,6 @@ func editMap(edit func([]byte) []byte) func(*testing.T, *disk, status.Point) {
 	return func(t *testing.T, d *disk, newest status.Point) {
 		d.putMap(t, newest.Snapshot, edit(d.getMap(t, newest.Snapshot)))
 	}
-}
-
-func (d *disk) rados(t *testing.T, args ...string) {
-	t.Helper()
-	qemutest.Run(t, "rados", append([]string{"--conf", d.pool.Conf, "--pool", d.pool.Name}, args...)...)
 }
 
 // mapObject names the object map of a snapshot, or, with an empty name, of the head.
@@ -112,7 +106,7 @@ func (d *disk) mapObject(t *testing.T, snapshot string) string {
 func (d *disk) getMap(t *testing.T, snapshot string) []byte {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "map")
-	d.rados(t, "get", d.mapObject(t, snapshot), file)
+	d.pool.Rados(t, "get", d.mapObject(t, snapshot), file)
 	b, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
@@ -126,5 +120,5 @@ func (d *disk) putMap(t *testing.T, snapshot string, b []byte) {
 	if err := os.WriteFile(file, b, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	d.rados(t, "put", d.mapObject(t, snapshot), file)
+	d.pool.Rados(t, "put", d.mapObject(t, snapshot), file)
 }
