@@ -37,13 +37,19 @@ func (j *job) findChanges(ctx context.Context, src *rbd.Image, b *base, id *repo
 	if err := add(extent.Extent{Offset: end, Length: src.Size() - end, Data: true}); err != nil {
 		return nil, err
 	}
-	id.Changes.Method, id.Changes.Settled = found.Method, found.Settled
+	id.Changes.Method, id.Changes.Existence = found.Method, found.Existence
+	// A rebuild of the head's map, which it may need, can take marks away while the image is written to.
+	id.Changes.Quiet = found.Quiet && j.info.Flags == 0
 	id.Changes.Marks = convert(found.Marks, func(m changes.Marks) repo.Marks { return repo.Marks(m) })
 	if b != nil {
 		id.Changes.Reason = found.Reason
 	}
+	if found.Unprovable {
+		return nil, &unprovableError{found.Reason}
+	}
 	if found.Lied {
-		warning := found.Reason + "; every object was asked about; run \"rbd object-map rebuild\" on the image and its snapshots"
+		warning := found.Reason + "; every object was asked about; run \"rbd object-map rebuild\" on the image and its snapshots, " +
+			"while nobody writes to it"
 		j.report.Warnings = append(j.report.Warnings, warning)
 		j.log.Warn("don't trust the object map", "reason", warning)
 	}
@@ -94,7 +100,7 @@ func (j *job) searchOptions(b *base, id *repo.Identity) changes.Options {
 			PoolID: p.PoolID, Namespace: p.Namespace, ImageID: p.ImageID, SnapshotID: p.SnapshotID, Overlap: p.Overlap,
 		}
 	}
-	o.Base.LastSnapshot, o.Base.Settled = max(known.Snapshot.ID, known.Changes.LastSnapshot), known.Changes.Settled
+	o.Base.Quiet, o.Base.Existence = known.Changes.Quiet, known.Changes.Existence
 	o.Base.Marks = convert(known.Changes.Marks, func(m repo.Marks) changes.Marks { return changes.Marks(m) })
 	return o
 }
@@ -129,7 +135,7 @@ func (j *job) preview(ctx context.Context) error {
 		return err
 	}
 	defer head.Close()
-	extents, err := j.findChanges(ctx, head, b, id)
+	_, extents, err := j.findOrStartOver(ctx, head, b, id)
 	if err != nil {
 		return err
 	}

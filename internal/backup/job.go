@@ -34,6 +34,7 @@ type job struct {
 	metadata  map[string]string
 
 	trackingLied bool // what the cluster says of changes was proved wrong
+	settled      bool // another snapshot was made for the sake of ours
 	snapshotMade time.Time
 
 	stale     bool // what was found may be old: something that takes its time was done since, or snapshots removed
@@ -181,7 +182,7 @@ func (j *job) makePoint(ctx context.Context, b *base, id *repo.Identity) (err er
 		return err
 	}
 	j.settle(ctx)
-	extents, err := j.findChanges(ctx, src, b, id)
+	b, extents, err := j.findOrStartOver(ctx, src, b, id)
 	if err != nil {
 		return err
 	}

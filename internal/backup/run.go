@@ -76,14 +76,14 @@ func (r *run) checkReleases(ctx context.Context) error {
 		return err
 	}
 	if v.Library == "" {
-		r.Logger.Info("the release of the Ceph libraries can't be determined: what they are known to tell wrongly about changes is not looked up")
+		r.distrustMaps = "the release of the Ceph libraries can't be determined, nor what they are known to tell wrongly about changes"
 	}
 	for _, d := range changes.Defects(v.Library, v.OSDs) {
 		if !d.Exposed {
 			continue
 		}
 		if d.Part != changes.Writer {
-			r.Logger.Info("known defect", "defect", d.String(), "release", v.Library)
+			r.Logger.Info("known defect", "defect", d.String())
 			continue
 		}
 		r.distrustMaps = "of this release of Ceph " + d.String()

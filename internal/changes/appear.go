@@ -2,58 +2,107 @@ package changes
 
 import (
 	"cmp"
+	"context"
 	"slices"
 
 	"github.com/rbd2qcow2/rbd2qcow2/internal/rbd"
 )
 
-// appeared are the objects that exist in one of the two maps and not in the other. librbd goes by the maps when it
-// reads, and they may be wrong: after a killed rollback, say, objects are there that the map denies, and zeroes are
-// read. Later on they may be seen. The precise diff, which goes by the objects, has then nothing to report, or just what
-// was written; but what can be read differs, and that is what counts.
-func appeared(base, newer *rbd.ObjectMap) *objectSet {
-	s, b := newObjectSet(newer.Objects), newObjectSet(newer.Objects)
-	s.addExisting(newer)
-	b.addExisting(base)
-	for i := range s.words {
-		s.words[i] ^= b.words[i]
-	}
-	return s
+// unsure are objects of which the precise diff may not tell all that differs in what is read. librbd goes by the object
+// map when it reads a snapshot, and that may lack objects that are there: after a killed rollback, say. Later on they
+// may be seen. The precise diff, which goes by the objects, has then nothing to report, or just what was written since;
+// but what can be read differs, and that is what counts.
+type unsure struct {
+	came  *objectSet // may exist at the newer snapshot, and did not at the base
+	other *objectSet // have gone since, or were being removed
 }
 
-// complete reports the objects of a piece, which is of whole sets of objects, as a whole that have appeared or disappeared by the maps,
-// but not by the finds.
-func (f *finder) complete(p *piece) {
-	if f.appeared == nil || p.err != nil {
+// newUnsure compares the maps that the two snapshots are read by. newer is nil where that is done without one: any object
+// may exist then.
+func newUnsure(base, newer *rbd.ObjectMap, objects int64) *unsure {
+	before, now, other := newObjectSet(objects), newObjectSet(objects), newObjectSet(objects)
+	before.addExisting(base)
+	if newer == nil {
+		now.addRange(0, objects)
+	} else {
+		now.addExisting(newer)
+		other = before.without(now)
+		other.addRemoved(newer)
+	}
+	other.addRemoved(base)
+	return &unsure{came: now.without(before).without(other), other: other}
+}
+
+// complete reports the objects of a piece, which is of whole sets of objects, as a whole of which the finds may not be
+// all.
+func (f *finder) complete(ctx context.Context, p *piece) {
+	if f.unsure == nil || p.err != nil {
 		return
 	}
-	wrong := map[int64]bool{}
 	first, end := p.off/f.img.Period()*f.img.StripeCount(), (p.end+f.img.Period()-1)/f.img.Period()*f.img.StripeCount()
-	for n := range f.appeared.between(first, end) {
-		wrong[n] = true
+	whole := map[int64]bool{}
+	for n := range f.unsure.other.between(first, end) {
+		whole[n] = true
 	}
-	if len(wrong) == 0 {
+	came := slices.Collect(f.unsure.came.between(first, end))
+	if len(whole)+len(came) == 0 {
 		return
 	}
 	p.extents = f.split(p.extents)
-	known := map[int64]int64{} // objects: how far they were reported from their beginning on
-	for _, e := range p.extents {
-		n, off := f.objectAt(e.Offset)
-		if off == known[n] {
-			known[n] += e.Length
-			delete(wrong, n)
-		} else if f.appeared.has(n) && !f.hasParent(e.Offset) {
-			wrong[n] = true // it was there before
-		}
+	if p.err = f.addHidden(ctx, p, came, whole); p.err != nil {
+		return
 	}
 	p.extents = slices.DeleteFunc(p.extents, func(e rbd.Extent) bool {
 		n, _ := f.objectAt(e.Offset)
-		return wrong[n]
+		return whole[n]
 	})
-	for n := range wrong {
+	for n := range whole {
 		p.extents = append(p.extents, f.stripes(n)...)
 	}
 	slices.SortFunc(p.extents, func(a, b rbd.Extent) int { return cmp.Compare(a.Offset, b.Offset) })
+}
+
+// addHidden adds to whole those that came and were there before: of a new object everything is reported, from its
+// beginning to its end. Where a parent shows through that is not so.
+func (f *finder) addHidden(ctx context.Context, p *piece, came []int64, whole map[int64]bool) error {
+	found := f.reach(p.extents)
+	for len(came) > 0 {
+		n := 1
+		for n < len(came) && came[n] == came[n-1]+1 {
+			n++
+		}
+		period := f.img.Period()
+		off, end := came[0]/f.img.StripeCount()*period, (came[n-1]/f.img.StripeCount()+1)*period
+		var all []rbd.Extent
+		err := f.img.Diff(ctx, "", off, min(end, f.size)-off, func(e rbd.Extent) error {
+			all = append(all, e)
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		exists := f.reach(f.split(all))
+		for _, object := range came[:n] {
+			if f.hasParent(object) || found[object] != exists[object] {
+				whole[object] = true
+			}
+		}
+		came = came[n:]
+	}
+	return nil
+}
+
+// reach tells how far objects are data from their beginning on, -1 where there is anything else. The extents are split.
+func (f *finder) reach(extents []rbd.Extent) map[int64]int64 {
+	reach := map[int64]int64{}
+	for _, e := range extents {
+		if n, off := f.objectAt(e.Offset); e.Exists && off == reach[n] {
+			reach[n] += e.Length
+		} else {
+			reach[n] = -1
+		}
+	}
+	return reach
 }
 
 // split cuts extents where another object begins: with striping they may go on across that.
@@ -70,9 +119,11 @@ func (f *finder) split(extents []rbd.Extent) []rbd.Extent {
 	return parts
 }
 
-// hasParent says whether a parent shows through where no object is: of an object that is copied from there only what was
+// hasParent says whether a parent shows through where an object is not: of one that is copied from there only what was
 // written is reported.
-func (f *finder) hasParent(off int64) bool { return f.parent != nil && off < f.parent.Overlap }
+func (f *finder) hasParent(object int64) bool {
+	return f.parent != nil && f.firstByte(object) < f.parent.Overlap
+}
 
 // objectAt gives the object that holds a byte of the disk, and where in it (Striper::file_to_extents of Ceph).
 func (f *finder) objectAt(off int64) (object, inside int64) {
@@ -88,11 +139,17 @@ func (f *finder) layout() (unit, count int64) {
 	return f.img.StripeUnit(), count
 }
 
+// firstByte gives where on the disk an object begins.
+func (f *finder) firstByte(object int64) int64 {
+	unit, count := f.layout()
+	return object/count*f.img.Period() + object%count*unit
+}
+
 // stripes gives where on the disk an object lies.
 func (f *finder) stripes(object int64) []rbd.Extent {
 	unit, count := f.layout()
 	var extents []rbd.Extent
-	for off := object/count*f.img.Period() + object%count*unit; off < min(f.size, (object/count+1)*f.img.Period()); off += unit * count {
+	for off := f.firstByte(object); off < min(f.size, (object/count+1)*f.img.Period()); off += unit * count {
 		extents = append(extents, rbd.Extent{Offset: off, Length: min(unit, f.size-off), Exists: true})
 	}
 	return extents

@@ -76,7 +76,7 @@ func (f *finder) start(ctx context.Context, from string, ranges []span, order ch
 				p.extents = append(p.extents, e)
 				return nil
 			})
-			f.complete(p)
+			f.complete(ctx, p)
 		}()
 	}
 }

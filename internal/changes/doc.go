@@ -44,13 +44,18 @@
 // one before it is removed, as that of the point before always is.
 //
 // No rollback was under way at B, either, which would go on after it without a
-// mark. While one is under way, nobody else writes: so the head's map is still
-// that of a snapshot, or without any mark if another snapshot was made since. If
-// B's map differs from those of all others, and has marks, or the same was
-// proved of the point before and no snapshot was made in between, then there was
-// none. Where that can't be shown, librbd has another fault: the rollback goes on
-// writing into the snapshot that was just made, until it is made to make one
-// more. That is what Options.Settle is for.
+// mark. It has two parts. In the first the image gets the snapshot's size; where
+// that is a shrink, its map has objects that are being removed. In the second,
+// nobody else writes: so the head's map is still the one that the snapshot had,
+// or without any mark if another snapshot was made since. Marks of a snapshot's
+// map come but never go, and what exists by it stays, but for what is copied from
+// a parent. So if for each of the others B's map marks an object that the other
+// does not, or has another one, then there was none; or if one of the marks noted
+// down before that, when all was quiet, is missing. Where that can't be shown,
+// librbd has another fault: shrink and rollback go on writing into the snapshot
+// that was just made, until they are made to make one more. That is what
+// Options.Settle is for. One that has begun just before N shows in the head's map,
+// which has none of the marks' objects as clean any more.
 //
 // By existence, where the above can't be shown: an object that exists in neither
 // map reads the same at B and at N, provided that what shows through where no
@@ -63,14 +68,23 @@
 // are asked about as well; whoever reads from N has to see to it before that no
 // client writes so any more (rbd.Pool.Refresh).
 //
-// By either, an object that exists in one of the two maps and not in the other
-// is reported as a whole unless the precise diff agrees that it came or went:
-// librbd reads by the maps, which may be wrong.
+// # What was read
 //
-// What can't be seen is a snapshot that is made, rolled back to and removed
+// librbd reads by the maps, which may be wrong: what it reads as zeroes at B may
+// be seen at N, though nobody has written it. So by any method, an object that
+// exists in one of the two maps and not in the other is reported as a whole. The
+// exception is one that has come and of which the precise diff from B reports all
+// that the precise diff from nothing does: it is new. The map of B has to be the
+// one that B was read by: Result.Existence is a hash of it. Where it has changed
+// since, there is no diff.
+//
+// # What can't be seen
+//
+// That is a snapshot that is made, rolled back to and removed
 // between a look at the image and our own snapshot; one that is removed while
 // the maps are being read for the marks; and a rollback to B that begins while
-// the one before B is still there, and takes until N.
+// the one before B is still there, and takes until N; and a rebuild of a map that
+// takes a mark away while an object is written for the first time.
 //
 // Flags that call a map invalid, a map that is missing, has the wrong length or
 // a wrong checksum, a size or parent that changed: each is a reason for the

@@ -29,11 +29,10 @@ type Base struct {
 	Parent   *rbd.Parent  // of the image at that snapshot; nil: none
 	// Others are the ids of the other snapshots that the image had when Snapshot was made. nil: that is not known.
 	Others []uint64
-	// Marks and Settled are what the search for Snapshot has given. nil: that was not asked.
-	Marks   []Marks
-	Settled bool
-	// LastSnapshot is the last that was made of the image when Snapshot was complete: that one, or one that Settle made.
-	LastSnapshot uint64
+	// Marks, Quiet and Existence are what the search for Snapshot has given; nil and "": that was not asked.
+	Marks     []Marks
+	Quiet     bool
+	Existence string
 }
 
 // Marks are some of the objects that the map of a snapshot called written since the snapshot before.
@@ -52,21 +51,27 @@ type Options struct {
 	Parallel int    // calls of librbd at once; 0: 8
 	// SpotChecks is how many objects are asked about although the maps do not name them; 0: 64, negative: none.
 	SpotChecks int
-	// Settle is called before the cluster is asked anything where a rollback may be under way, which goes on writing
-	// into the snapshot. It must see to it that this ends. nil: nothing is done.
+	// Settle is called before the cluster is asked about changes where a rollback or a shrink may be under way, which
+	// goes on writing into the snapshot. It must see to it that this ends. nil: nothing is done.
 	Settle   func(ctx context.Context) error
 	Progress func(done, total int64) // bytes of the disk that are to be asked about; may be nil
 }
 
 // Result tells how the changes were found.
 type Result struct {
-	Method  string  // one of the constants
-	Reason  string  // for the method, for people
-	Objects int64   // of the image
-	Asked   int64   // objects that the cluster was asked about
-	Lied    bool    // the object maps were found to be wrong, as Reason tells
-	Settled bool    // no rollback was under way when the snapshot was made
-	Marks   []Marks // for the next search, from this snapshot; of snapshots whose maps were not read there are none
+	Method  string // one of the constants
+	Reason  string // for the method, for people
+	Objects int64  // of the image
+	Asked   int64  // objects that the cluster was asked about
+	Lied    bool   // the object maps were found to be wrong, as Reason tells
+	// Unprovable says that nothing was reported, for the reason given: what the base was read by is not known any more.
+	Unprovable bool
+
+	// For the next search, from this snapshot:
+
+	Quiet     bool    // neither a rollback nor a shrink was under way when it was made
+	Marks     []Marks // of snapshots whose maps were not read there are none
+	Existence string  // what objects it was read by: ByObjects, or a hash of those that exist by its map
 }
 
 // Find calls add for every range of img that may differ from the base, in ascending order and never concurrently, as
@@ -87,15 +92,14 @@ func Find(ctx context.Context, img *rbd.Image, o Options, add func(rbd.Extent) e
 	if err := f.look(ctx); err != nil {
 		return r, err
 	}
-	doubt := f.doubt()
-	r.Marks, r.Settled = f.marks, doubt == "" || f.quiet()
-	if !r.Settled && o.Settle != nil {
-		if err := o.Settle(ctx); err != nil {
-			return r, err
-		}
-	}
-	if err := f.lookAtHead(ctx); err != nil {
+	doubt, err := f.settle(ctx, &r)
+	if err != nil {
 		return r, err
+	}
+	r.Marks, r.Existence = f.marks, f.readBy()
+	if f.unprovable != "" {
+		r.Unprovable, r.Reason = true, f.unprovable
+		return r, nil
 	}
 	objects, reason := f.narrow(doubt)
 	if objects != nil && doubt == "" {
@@ -104,7 +108,7 @@ func Find(ctx context.Context, img *rbd.Image, o Options, add func(rbd.Extent) e
 			return r, err
 		}
 		if lie != "" {
-			r.Lied, objects, reason = true, nil, lie
+			r.Lied, r.Quiet, objects, reason = true, false, nil, lie
 		}
 	}
 	r.Reason, r.Asked = reason, r.Objects
@@ -119,6 +123,26 @@ func Find(ctx context.Context, img *rbd.Image, o Options, add func(rbd.Extent) e
 	return r, f.diff(ctx, from, ranges, f.o.Progress, add)
 }
 
+// settle finds out whether something may be under way that writes into the snapshot, and has it ended. doubt is why the
+// marks are not to be relied on.
+func (f *finder) settle(ctx context.Context, r *Result) (doubt string, err error) {
+	doubt = f.doubt()
+	r.Quiet = (doubt == "" || f.quiet()) && !f.beingRemoved()
+	if !r.Quiet && f.o.Settle != nil {
+		if err := f.o.Settle(ctx); err != nil {
+			return doubt, err
+		}
+	}
+	if err := f.lookAtHead(ctx); err != nil || !r.Quiet || doubt != "" || f.head == nil || f.headNotRolledBack() {
+		return doubt, err
+	}
+	// One that has begun just before the snapshot.
+	if r.Quiet = false; f.o.Settle != nil {
+		err = f.o.Settle(ctx)
+	}
+	return doubt, err
+}
+
 // finder is one call of Find.
 type finder struct {
 	img  *rbd.Image
@@ -130,9 +154,11 @@ type finder struct {
 	newer      rbd.Snapshot              // that the image is open at; for its head with id 0
 	parent     *rbd.Parent               // at newer
 	maps       map[uint64]*rbd.ObjectMap // by snapshot; of those that are not to be trusted there is none
-	damage     string                    // why newer has no map; "": it has
-	baseDamage string                    // why the base has none
-	appeared   *objectSet                // between the base and newer; nil: not known
+	damage     string                    // why newer's map, or the head's, is of no use; "": they are
+	mapless    bool                      // librbd reads newer without a map
+	baseDamage string                    // why the base's is of no use
+	unsure     *unsure                   // nil: not known
+	unprovable string                    // why there can be no diff; "": there can
 	marks      []Marks
 
 	head *rbd.ObjectMap // some time after newer; nil: not known

@@ -70,7 +70,6 @@ type counters struct {
 	fastDiffMissed         int            // by librbd's own diff by whole objects
 	missedBesides, notMade map[string]int // fast-diff's misses by what Find did, operations that failed by name and error
 	misses                 []string
-	misread                []string // misses that are none by what the objects hold; see history.withoutMap
 }
 
 func newFuzz(t *testing.T, pool *cephtest.Pool, profiles []profile) *fuzz {
@@ -158,10 +157,6 @@ func (f *fuzz) report(t *testing.T) {
 	fmt.Fprintf(&b, "%d pairs of %d histories, %d missed by Find, %d by librbd's fast-diff\n", c.pairs, c.histories, len(c.misses), c.fastDiffMissed)
 	fmt.Fprintf(&b, "%d pairs meet no obstacle, %d of them narrowed\n", c.plain, c.plainNarrowed)
 	fmt.Fprintf(&b, "%d of %d objects of narrowed pairs asked about\n", c.asked, c.objects)
-	fmt.Fprintf(&b, "%d pairs that librbd misread\n", len(c.misread))
-	for _, story := range c.misread[:min(len(c.misread), 2)] {
-		fmt.Fprintf(&b, "misread: %s\n", story)
-	}
 	for _, table := range []struct {
 		name   string
 		counts map[string]int

@@ -43,7 +43,8 @@ type point struct {
 	previous uint64 // point's snapshot, if it was there still
 	snapSeq  uint64 // the last snapshot's before ours
 	marks    []changes.Marks
-	settled  bool
+	quiet    bool
+	existed  string         // what it was read by: changes.Result.Existence
 	after    []rbd.Snapshot // when it was made
 	tracked  bool           // by object-map and fast-diff
 	content  []byte
@@ -52,7 +53,8 @@ type point struct {
 
 // base is what an increment on the point knows of it.
 func (p *point) base() *changes.Base {
-	return &changes.Base{Snapshot: p.snapshot, Parent: p.parent, Others: p.others, Marks: p.marks, Settled: p.settled}
+	return &changes.Base{Snapshot: p.snapshot, Parent: p.parent, Others: p.others, Marks: p.marks, Quiet: p.quiet,
+		Existence: p.existed}
 }
 
 // found keeps what the search for the point has given the next one.
@@ -60,7 +62,8 @@ func (p *point) found(r changes.Result) {
 	if p.marks == nil {
 		p.marks = r.Marks
 	}
-	p.settled = p.settled || r.Settled
+	p.quiet = p.quiet || r.Quiet
+	p.existed = cmp.Or(p.existed, r.Existence)
 }
 
 func (h *history) live(ctx context.Context) error {

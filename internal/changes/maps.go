@@ -24,22 +24,34 @@ func (f *finder) look(ctx context.Context) (err error) {
 	if f.parent, err = f.img.Parent(ctx); err != nil {
 		return err
 	}
-	if !f.img.Features().Has(rbd.FeatureObjectMap) {
-		f.damage = "the image has no object map"
-		return nil
-	}
-	if err = f.findNewer(ctx); err == nil {
-		f.maps[f.newer.ID], err = f.objectMap(ctx, f.newer)
-	}
-	if f.damage, err = asDamage(err); f.damage != "" || err != nil {
+	if err := f.lookAtNewer(ctx); err != nil {
 		return err
 	}
-	if len(f.snapshots) <= maxMarkedSnapshots {
+	if f.damage == "" && len(f.snapshots) <= maxMarkedSnapshots {
 		if err := f.collectMarks(ctx); err != nil {
 			return err
 		}
 	}
 	return f.lookAtBase(ctx)
+}
+
+// lookAtNewer reads the newer snapshot's map.
+func (f *finder) lookAtNewer(ctx context.Context) error {
+	if err := f.findNewer(ctx); err != nil {
+		f.damage, err = asDamage(err)
+		return err
+	}
+	if !f.img.Features().Has(rbd.FeatureObjectMap) {
+		f.damage, f.mapless = "the image has no object map", true
+		return nil
+	}
+	m, err := f.objectMap(ctx, f.newer)
+	if m != nil {
+		f.maps[f.newer.ID] = m
+	}
+	f.damage, err = asDamage(err)
+	f.mapless = f.damage != "" && f.newer.Flags&rbd.FlagObjectMapInvalid != 0
+	return err
 }
 
 // lookAtBase reads the base's map, where that was not done already.
@@ -49,15 +61,17 @@ func (f *finder) lookAtBase(ctx context.Context) (err error) {
 	}
 	id := f.o.Base.Snapshot.ID
 	if base, ok := f.snapshot(id); !ok {
-		err = damageError(f.name(id) + " is gone")
+		f.baseDamage = f.name(id) + " is gone"
 	} else if f.maps[id] == nil {
-		f.maps[id], err = f.objectMap(ctx, base)
+		m, err := f.objectMap(ctx, base)
+		if f.baseDamage, err = asDamage(err); err != nil {
+			return err
+		}
+		if m != nil {
+			f.maps[id] = m
+		}
 	}
-	if f.baseDamage, err = asDamage(err); f.baseDamage != "" {
-		delete(f.maps, id)
-	} else if err == nil {
-		f.appeared = appeared(f.maps[id], f.maps[f.newer.ID])
-	}
+	f.unprovable, err = f.compareExistence(ctx)
 	return err
 }
 
@@ -87,15 +101,13 @@ func (f *finder) collectMarks(ctx context.Context) error {
 }
 
 // lookAtHead reads the head's map as it has become since the snapshot, if it can be read. See the package documentation
-// for what it is good for.
+// for what it is good for: without it the other maps are of no use.
 func (f *finder) lookAtHead(ctx context.Context) (err error) {
 	if f.newer.ID == 0 || f.damage != "" {
 		return nil
 	}
 	f.head, err = f.img.ObjectMap(ctx, 0)
-	if errors.Is(err, rbd.ErrNotFound) || errors.Is(err, rbd.ErrDamaged) {
-		return nil
-	}
+	f.damage, err = asDamage(mapDamage(err))
 	return err
 }
 
@@ -127,10 +139,8 @@ func (f *finder) objectMap(ctx context.Context, s rbd.Snapshot) (*rbd.ObjectMap,
 		return nil, damageError(f.invalid(s))
 	}
 	m, err := f.img.ObjectMap(ctx, s.ID)
-	if errors.Is(err, rbd.ErrNotFound) || errors.Is(err, rbd.ErrDamaged) || errors.Is(err, rbd.ErrPermission) {
-		return nil, damageError(err.Error())
-	} else if err != nil {
-		return nil, err
+	if err != nil {
+		return nil, mapDamage(err)
 	}
 	if want := f.img.Objects(s.Size); m.Objects != want {
 		return nil, damageError(fmt.Sprintf("the object map of %s is of %d objects, the image of %d", f.name(s.ID), m.Objects, want))
@@ -164,6 +174,14 @@ func (f *finder) invalid(s rbd.Snapshot) string {
 type damageError string
 
 func (e damageError) Error() string { return string(e) }
+
+// mapDamage tells errors that say something of a map from those of the cluster.
+func mapDamage(err error) error {
+	if errors.Is(err, rbd.ErrNotFound) || errors.Is(err, rbd.ErrDamaged) || errors.Is(err, rbd.ErrPermission) {
+		return damageError(err.Error())
+	}
+	return err
+}
 
 // asDamage takes the damage out of an error.
 func asDamage(err error) (damage string, other error) {

@@ -54,6 +54,23 @@ func (s *objectSet) addMarked(m *rbd.ObjectMap) {
 	s.trim()
 }
 
+// addRemoved adds the objects that are being removed by a map.
+func (s *objectSet) addRemoved(m *rbd.ObjectMap) {
+	for i := range s.words[:min(len(s.words), len(m.Words))] {
+		s.words[i] |= beingRemoved(m.Words[i])
+	}
+	s.trim()
+}
+
+// without gives the objects of s that are not in another set of as many objects.
+func (s *objectSet) without(other *objectSet) *objectSet {
+	d := newObjectSet(s.objects)
+	for i := range d.words {
+		d.words[i] = s.words[i] &^ other.words[i]
+	}
+	return d
+}
+
 // isClean says whether a map has an object as clean.
 func isClean(m *rbd.ObjectMap, object int64) bool { return state(m, object) == 3 }
 

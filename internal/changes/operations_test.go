@@ -1,10 +1,8 @@
 package changes_test
 
 import (
-	"context"
 	"slices"
 
-	"github.com/rbd2qcow2/rbd2qcow2/internal/rbd"
 	"github.com/rbd2qcow2/rbd2qcow2/internal/rbdtest"
 )
 
@@ -120,24 +118,8 @@ func (h *history) rollback() error {
 		return nil
 	}
 	name := pick(h.rng, names...)
-	if ok, err := h.trusted(name); err != nil || !ok {
-		return err
-	}
 	h.note("roll back to %s", name)
 	return h.img.Rollback(name)
-}
-
-// trusted tells whether one may roll back to a snapshot. A map that is known to be invalid would become the head's, and no more be
-// known to be: see TestRollbackToInvalidMap.
-func (h *history) trusted(name string) (bool, error) {
-	snapshots, err := h.list(context.Background())
-	if err != nil {
-		return false, err
-	}
-	tracked, _, err := h.img.Tracked()
-	return !tracked || !slices.ContainsFunc(snapshots, func(s rbd.Snapshot) bool {
-		return s.Name == name && s.Flags&rbd.FlagObjectMapInvalid != 0
-	}), err
 }
 
 func (h *history) flatten() error {

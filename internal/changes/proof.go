@@ -79,7 +79,7 @@ func (f *finder) doubt() string {
 		return "another snapshot was made after the newest point's"
 	case b.Marks == nil:
 		return "the newest point was made without a look at object maps"
-	case !b.Settled:
+	case !b.Quiet:
 		return "a rollback may have been under way when the newest point was made"
 	}
 	for _, s := range f.snapshots {
@@ -112,34 +112,69 @@ func (f *finder) notRolledBack(snapshot uint64) bool {
 	return false
 }
 
+// headNotRolledBack says whether nobody has rolled back since the newer snapshot was made either.
+func (f *finder) headNotRolledBack() bool {
+	for _, m := range f.o.Base.Marks {
+		if !slices.ContainsFunc(m.Objects, func(object int64) bool { return isClean(f.head, object) }) {
+			return false
+		}
+	}
+	return true
+}
+
+// beingRemoved says whether the newer map has objects that are: a shrink, or the first part of a rollback, is under way.
+func (f *finder) beingRemoved() bool {
+	m := f.maps[f.newer.ID]
+	return m != nil && slices.ContainsFunc(m.Words, func(w uint64) bool { return beingRemoved(w) != 0 })
+}
+
 // quiet says whether it is proved by the newer map that no rollback was under way when its snapshot was made. While one
-// is under way nobody else writes. So the head's map is still what it was replaced by, the map of a snapshot; or, if a
-// snapshot was made since, it has no marks at all.
+// is under way nobody else writes. So the head's map is still what it was replaced by, the map that the snapshot had then;
+// or, if a snapshot was made since, it has no marks at all. Marks of a snapshot's map come, but never go, and what
+// exists by it stays.
 func (f *finder) quiet() bool {
 	if f.damage != "" || f.newer.Flags != 0 {
 		return false
 	}
 	newer := f.maps[f.newer.ID]
-	alone := true
 	for _, s := range f.snapshots {
 		if s.ID == f.newer.ID {
 			continue
 		}
-		alone = false
 		m := f.maps[s.ID]
-		if m == nil || s.Flags != 0 || slices.Equal(m.Words, newer.Words) {
+		if m == nil || s.Flags != 0 || !f.differs(newer, m) && !f.differsFromNoted(newer, s.ID) {
 			return false
 		}
 	}
-	marks := newObjectSet(newer.Objects)
-	marks.addMarked(newer)
-	return alone || marks.count() > 0 || f.noneSinceBase() && f.o.Base.Settled
+	return true
+}
+
+// differsFromNoted is differs for a snapshot's map as it was when the base was made, of which some marks were noted down.
+// If no rollback was under way then, one that is has begun later, with these marks at least.
+func (f *finder) differsFromNoted(m *rbd.ObjectMap, snapshot uint64) bool {
+	return f.o.Base != nil && f.o.Base.Quiet && slices.ContainsFunc(f.o.Base.Marks, func(noted Marks) bool {
+		return noted.Snapshot == snapshot && slices.ContainsFunc(noted.Objects, func(object int64) bool { return !isMarked(m, object) })
+	})
+}
+
+// differs says whether a map can't have come from another, that of a snapshot, by a rollback: it marks an object that
+// the other does not, or has other ones. Of a clone's snapshots the maps may have gained some since.
+func (f *finder) differs(m, snapshot *rbd.ObjectMap) bool {
+	if m.Objects != snapshot.Objects {
+		return true
+	}
+	for i, w := range m.Words {
+		s := snapshot.Words[i]
+		if marked(w)&^marked(s) != 0 || existing(w)&^existing(s) != 0 || f.parent == nil && existing(w) != existing(s) {
+			return true
+		}
+	}
+	return false
 }
 
 // noneSinceBase says whether no snapshot was made since the base's.
 func (f *finder) noneSinceBase() bool {
-	b := f.o.Base
-	return b != nil && (f.o.SnapSeq == b.Snapshot.ID || f.o.SnapSeq == b.LastSnapshot)
+	return f.o.Base != nil && f.o.SnapSeq == f.o.Base.Snapshot.ID
 }
 
 // sameParent says whether two points of an image show the same part of the same parent.

@@ -41,16 +41,17 @@ func (i *Image) ObjectMap(ctx context.Context, snapshot uint64) (*ObjectMap, err
 	if snapshot != 0 {
 		name += fmt.Sprintf(".%016x", snapshot)
 	}
-	m, err := call(ctx, i.handle, func() (*ObjectMap, error) { return readObjectMap(i.pool.ioctx, name) }, nil)
+	expected := mapLength(i.Objects(i.size))
+	m, err := call(ctx, i.handle, func() (*ObjectMap, error) { return readObjectMap(i.pool.ioctx, name, expected) }, nil)
 	return m, fail("read object map", name, err)
 }
 
 // readObjectMap reads a map that may be replaced by another while it is read:
 // that is the case while the snapshot before it is being removed.
-func readObjectMap(ioctx *rados.IOContext, name string) (m *ObjectMap, err error) {
+func readObjectMap(ioctx *rados.IOContext, name string, expected int64) (m *ObjectMap, err error) {
 	for range 3 {
 		var raw []byte
-		if raw, err = readObject(ioctx, name); err != nil {
+		if raw, err = readObject(ioctx, name, expected); err != nil {
 			return nil, err
 		}
 		if m, err = parseObjectMap(raw); err == nil {
@@ -60,10 +61,11 @@ func readObjectMap(ioctx *rados.IOContext, name string) (m *ObjectMap, err error
 	return nil, err
 }
 
-// readObject reads a whole RADOS object of at most some 64 MiB.
-func readObject(ioctx *rados.IOContext, name string) ([]byte, error) {
+// readObject reads a whole RADOS object: with one operation, which sees it at
+// one instant, where it is no longer than expected.
+func readObject(ioctx *rados.IOContext, name string, expected int64) ([]byte, error) {
 	var all []byte
-	for step := 64 << 10; len(all) < maxMapObjects/4+step; step = min(4*step, 4<<20) {
+	for step := min(expected, mapLength(maxMapObjects)) + 1; int64(len(all)) <= mapLength(maxMapObjects); step = 4 << 20 {
 		at := len(all)
 		all = append(all, make([]byte, step)...)
 		n, err := ioctx.Read(name, all[at:], uint64(at))
@@ -71,11 +73,17 @@ func readObject(ioctx *rados.IOContext, name string) ([]byte, error) {
 			return nil, err
 		}
 		all = all[:at+n]
-		if n < step {
+		if int64(n) < step {
 			return all, nil
 		}
 	}
 	return nil, fmt.Errorf("%w: more than %d bytes", ErrDamaged, len(all))
+}
+
+// mapLength is how many bytes the map of so many objects takes; see parseObjectMap.
+func mapLength(objects int64) int64 {
+	bits := (objects + 3) / 4
+	return 4 + 14 + bits + 12 + 4*((bits+mapCRCBlock-1)/mapCRCBlock)
 }
 
 // mapCRCBlock is how many bytes of an object map have one checksum.

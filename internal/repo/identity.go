@@ -110,10 +110,11 @@ type Changes struct {
 	StoredBytes int64  `json:"stored_bytes"` // of data in the file, after compression
 	// Marks let the next search for changes find out whether the image was rolled back meanwhile.
 	Marks []Marks `json:"marks"`
-	// Settled says that no rollback of the image was under way when our snapshot was made.
-	Settled bool `json:"settled"`
-	// LastSnapshot is the id of one that was made, and removed, after ours for its sake; 0: none.
-	LastSnapshot uint64 `json:"last_snapshot,omitempty"`
+	// Quiet says that neither a rollback nor a shrink of the image was under way when our snapshot was made.
+	Quiet bool `json:"quiet"`
+	// Existence says what objects our snapshot was read by: "objects" for what there is, otherwise a hash of those
+	// that its object map has. "": that is not known.
+	Existence string `json:"existence,omitempty"`
 }
 
 // Marks are some of the objects that the object map of a snapshot called written since the snapshot before.
