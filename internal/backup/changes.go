@@ -86,22 +86,7 @@ func (j *job) searchOptions(b *base, id *repo.Identity) changes.Options {
 	if b == nil {
 		return o
 	}
-	o.Base = &changes.Base{Snapshot: b.snapshot}
-	known := b.point.Identity
-	if known == nil {
-		return o
-	}
-	o.Base.Others = make([]uint64, 0, len(known.OtherSnapshots))
-	for _, s := range known.OtherSnapshots {
-		o.Base.Others = append(o.Base.Others, s.ID)
-	}
-	if p := known.Image.CloneParent; p != nil {
-		o.Base.Parent = &rbd.Parent{
-			PoolID: p.PoolID, Namespace: p.Namespace, ImageID: p.ImageID, SnapshotID: p.SnapshotID, Overlap: p.Overlap,
-		}
-	}
-	o.Base.Quiet, o.Base.Existence = known.Changes.Quiet, known.Changes.Existence
-	o.Base.Marks = convert(known.Changes.Marks, func(m repo.Marks) changes.Marks { return changes.Marks(m) })
+	o.Base = changes.NewBase(b.snapshot, b.point.Identity)
 	return o
 }
 

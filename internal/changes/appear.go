@@ -13,24 +13,37 @@ import (
 // may be seen. The precise diff, which goes by the objects, has then nothing to report, or just what was written since;
 // but what can be read differs, and that is what counts.
 type unsure struct {
-	came  *objectSet // may exist at the newer snapshot, and did not at the base
-	other *objectSet // have gone since, or were being removed
+	came    *objectSet // may exist at the newer snapshot, and did not at the base
+	gone    *objectSet // existed at the base, and does not any more
+	hidden  *objectSet // may have existed at the base, and does not by the newer map, whatever there is
+	removed *objectSet // was being removed at one of the two
 }
 
-// newUnsure compares the maps that the two snapshots are read by. newer is nil where that is done without one: any object
-// may exist then.
+// newUnsure compares the maps that two snapshots with so many objects are read by. nil: that is done without one, and any
+// object may exist. There is one map at least.
 func newUnsure(base, newer *rbd.ObjectMap, objects int64) *unsure {
-	before, now, other := newObjectSet(objects), newObjectSet(objects), newObjectSet(objects)
-	before.addExisting(base)
-	if newer == nil {
-		now.addRange(0, objects)
-	} else {
-		now.addExisting(newer)
-		other = before.without(now)
-		other.addRemoved(newer)
+	all, none := newObjectSet(objects), newObjectSet(objects)
+	all.addRange(0, objects)
+	u := &unsure{came: none, gone: none, hidden: none, removed: newObjectSet(objects)}
+	before, now := newObjectSet(objects), newObjectSet(objects)
+	if base != nil {
+		before.addExisting(base)
+		u.removed.addRemoved(base)
 	}
-	other.addRemoved(base)
-	return &unsure{came: now.without(before).without(other), other: other}
+	if newer != nil {
+		now.addExisting(newer)
+		u.removed.addRemoved(newer)
+	}
+	switch {
+	case base == nil:
+		u.hidden = all.without(now)
+	case newer == nil:
+		u.came = all.without(before).without(u.removed)
+	default:
+		u.came = now.without(before).without(u.removed)
+		u.gone = before.without(now).without(u.removed)
+	}
+	return u
 }
 
 // complete reports the objects of a piece, which is of whole sets of objects, as a whole of which the finds may not be
@@ -40,39 +53,51 @@ func (f *finder) complete(ctx context.Context, p *piece) {
 		return
 	}
 	first, end := p.off/f.img.Period()*f.img.StripeCount(), (p.end+f.img.Period()-1)/f.img.Period()*f.img.StripeCount()
-	whole := map[int64]bool{}
-	for n := range f.unsure.other.between(first, end) {
+	whole := map[int64]bool{} // true: as data; false: as zeroes
+	for n := range f.unsure.removed.between(first, end) {
 		whole[n] = true
 	}
-	came := slices.Collect(f.unsure.came.between(first, end))
-	if len(whole)+len(came) == 0 {
-		return
+	for n := range f.unsure.gone.between(first, end) {
+		whole[n] = f.hasParent(n)
 	}
-	p.extents = f.split(p.extents)
-	if p.err = f.addHidden(ctx, p, came, whole); p.err != nil {
-		return
-	}
-	p.extents = slices.DeleteFunc(p.extents, func(e rbd.Extent) bool {
-		n, _ := f.objectAt(e.Offset)
-		return whole[n]
+	extents := f.split(p.extents)
+	found := f.reach(extents)
+	// Of a new object everything is reported, from its beginning to its end; where a parent shows through that is not so.
+	p.err = f.compareReach(ctx, slices.Collect(f.unsure.came.between(first, end)), func(object, exists int64) {
+		if f.hasParent(object) || found[object] != exists {
+			whole[object] = true
+		}
 	})
-	for n := range whole {
-		p.extents = append(p.extents, f.stripes(n)...)
+	if p.err == nil {
+		p.err = f.compareReach(ctx, slices.Collect(f.unsure.hidden.between(first, end)), func(object, exists int64) {
+			if exists != 0 {
+				whole[object] = f.hasParent(object)
+			}
+		})
+	}
+	if p.err != nil || len(whole) == 0 {
+		return
+	}
+	p.extents = slices.DeleteFunc(extents, func(e rbd.Extent) bool {
+		n, _ := f.objectAt(e.Offset)
+		_, replaced := whole[n]
+		return replaced
+	})
+	for n, data := range whole {
+		p.extents = append(p.extents, f.stripes(n, data)...)
 	}
 	slices.SortFunc(p.extents, func(a, b rbd.Extent) int { return cmp.Compare(a.Offset, b.Offset) })
 }
 
-// addHidden adds to whole those that came and were there before: of a new object everything is reported, from its
-// beginning to its end. Where a parent shows through that is not so.
-func (f *finder) addHidden(ctx context.Context, p *piece, came []int64, whole map[int64]bool) error {
-	found := f.reach(p.extents)
-	for len(came) > 0 {
+// compareReach asks for all that objects, in ascending order, have at the newer snapshot, whatever any map says.
+func (f *finder) compareReach(ctx context.Context, objects []int64, compare func(object, exists int64)) error {
+	for len(objects) > 0 {
 		n := 1
-		for n < len(came) && came[n] == came[n-1]+1 {
+		for n < len(objects) && objects[n] == objects[n-1]+1 {
 			n++
 		}
 		period := f.img.Period()
-		off, end := came[0]/f.img.StripeCount()*period, (came[n-1]/f.img.StripeCount()+1)*period
+		off, end := objects[0]/f.img.StripeCount()*period, (objects[n-1]/f.img.StripeCount()+1)*period
 		var all []rbd.Extent
 		err := f.img.Diff(ctx, "", off, min(end, f.size)-off, func(e rbd.Extent) error {
 			all = append(all, e)
@@ -82,12 +107,10 @@ func (f *finder) addHidden(ctx context.Context, p *piece, came []int64, whole ma
 			return err
 		}
 		exists := f.reach(f.split(all))
-		for _, object := range came[:n] {
-			if f.hasParent(object) || found[object] != exists[object] {
-				whole[object] = true
-			}
+		for _, object := range objects[:n] {
+			compare(object, exists[object])
 		}
-		came = came[n:]
+		objects = objects[n:]
 	}
 	return nil
 }
@@ -146,11 +169,11 @@ func (f *finder) firstByte(object int64) int64 {
 }
 
 // stripes gives where on the disk an object lies.
-func (f *finder) stripes(object int64) []rbd.Extent {
+func (f *finder) stripes(object int64, data bool) []rbd.Extent {
 	unit, count := f.layout()
 	var extents []rbd.Extent
 	for off := f.firstByte(object); off < min(f.size, (object/count+1)*f.img.Period()); off += unit * count {
-		extents = append(extents, rbd.Extent{Offset: off, Length: min(unit, f.size-off), Exists: true})
+		extents = append(extents, rbd.Extent{Offset: off, Length: min(unit, f.size-off), Exists: data})
 	}
 	return extents
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/hex"
+	"strings"
 
 	"github.com/zeebo/xxh3"
 
@@ -14,15 +15,35 @@ import (
 const ByObjects = "objects"
 
 // readBy says what objects librbd takes for existing when it reads the newer snapshot: ByObjects, or the hash of what its map
-// says; "" where that can't be told. Objects that may be copied from a parent later on, into snapshots too, don't count.
+// says; "" where that can't be told.
 func (f *finder) readBy() string {
 	switch m := f.maps[f.newer.ID]; {
 	case m != nil:
-		return hashExistence(m, f.from(f.parent))
+		return f.hashExistence(m, f.parent)
 	case f.mapless:
 		return ByObjects
 	}
 	return ""
+}
+
+// hashExistence hashes which objects exist by a map. Of a clone there are two hashes: objects may be copied from the parent
+// later on, into snapshots too, so that the first one leaves out those that the parent may have.
+func (f *finder) hashExistence(m *rbd.ObjectMap, parent *rbd.Parent) string {
+	first := f.from(parent)
+	if first == 0 {
+		return hashExisting(m, 0)
+	}
+	return hashExisting(m, first) + cloneMark + hashExisting(m, 0)
+}
+
+// cloneMark stands between the two hashes.
+const cloneMark = "+"
+
+// sameExistence says whether a snapshot's map may be the one that a hash was made of. One that is flagged has not been kept
+// up by anybody.
+func sameExistence(now, then string, flags rbd.Flags) bool {
+	before, _, clone := strings.Cut(then, cloneMark)
+	return now == then || clone && flags == 0 && strings.HasPrefix(now, before+cloneMark)
 }
 
 // from gives the first object behind a parent's overlap.
@@ -33,8 +54,8 @@ func (f *finder) from(parent *rbd.Parent) int64 {
 	return (parent.Overlap + f.img.Period() - 1) / f.img.Period() * f.img.StripeCount()
 }
 
-// hashExistence hashes which objects exist by a map, those before first left out.
-func hashExistence(m *rbd.ObjectMap, first int64) string {
+// hashExisting hashes which objects exist by a map, those before first left out.
+func hashExisting(m *rbd.ObjectMap, first int64) string {
 	s := newObjectSet(m.Objects)
 	s.addExisting(m)
 	h := xxh3.New()
@@ -63,7 +84,7 @@ func (f *finder) compareExistence(ctx context.Context) (reason string, err error
 	base := f.maps[b.Snapshot.ID]
 	switch b.Existence {
 	case ByObjects:
-		return "", nil
+		base = nil
 	case "": // The best that there is.
 		if base == nil || newer == nil {
 			return "", nil
@@ -75,11 +96,14 @@ func (f *finder) compareExistence(ctx context.Context) (reason string, err error
 				return "", err
 			}
 		}
-		if base == nil || hashExistence(base, f.from(b.Parent)) != b.Existence {
+		snapshot, _ := f.snapshot(b.Snapshot.ID)
+		if base == nil || !sameExistence(f.hashExistence(base, b.Parent), b.Existence, snapshot.Flags) {
 			return "the object map that the newest point was read by is gone or was rebuilt: " +
 				"objects may be seen now that were not seen then", nil
 		}
 	}
-	f.unsure = newUnsure(base, newer, f.img.Objects(f.size))
+	if base != nil || newer != nil {
+		f.unsure = newUnsure(base, newer, f.img.Objects(f.size))
+	}
 	return "", nil
 }

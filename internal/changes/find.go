@@ -23,18 +23,6 @@ const (
 	MethodNarrowed = "narrowed" // those that the object maps name
 )
 
-// Base is what has to be known of the older snapshot.
-type Base struct {
-	Snapshot rbd.Snapshot // of the user namespace
-	Parent   *rbd.Parent  // of the image at that snapshot; nil: none
-	// Others are the ids of the other snapshots that the image had when Snapshot was made. nil: that is not known.
-	Others []uint64
-	// Marks, Quiet and Existence are what the search for Snapshot has given; nil and "": that was not asked.
-	Marks     []Marks
-	Quiet     bool
-	Existence string
-}
-
 // Marks are some of the objects that the map of a snapshot called written since the snapshot before.
 type Marks struct {
 	Snapshot uint64
