@@ -33,8 +33,9 @@ type job struct {
 	snapshots []rbd.Snapshot
 	metadata  map[string]string
 
-	trackingLied bool // what the cluster says of changes was proved wrong
-	settled      bool // another snapshot was made for the sake of ours
+	trackingLied bool     // what the cluster says of changes was proved wrong
+	settled      bool     // another snapshot was made for the sake of ours
+	watchers     []string // who had the image open before our snapshot
 	snapshotMade time.Time
 
 	stale     bool // what was found may be old: something that takes its time was done since, or snapshots removed
@@ -163,6 +164,9 @@ func (j *job) inspect(ctx context.Context) (err error) {
 	if j.snapshots, err = img.Snapshots(ctx); err != nil {
 		return err
 	}
+	if j.watchers, err = j.Pool.Watchers(ctx, j.ref.ID); err != nil {
+		return err
+	}
 	j.newest, err = j.folder.Newest()
 	return err
 }
@@ -181,7 +185,9 @@ func (j *job) makePoint(ctx context.Context, b *base, id *repo.Identity) (err er
 	if err := j.describeSnapshot(ctx, src, id); err != nil {
 		return err
 	}
-	j.settle(ctx)
+	if err := j.settle(ctx, id); err != nil {
+		return err
+	}
 	b, extents, err := j.findOrStartOver(ctx, src, b, id)
 	if err != nil {
 		return err

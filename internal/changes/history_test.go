@@ -190,16 +190,6 @@ func (h *history) makeOurs(name string) error {
 	return h.img.Race(percent, after, first, []string{"snap", "create", h.admin.Spec(h.img.Name + "@" + name)})
 }
 
-// list lists the image's snapshots, of all kinds.
-func (h *history) list(ctx context.Context) ([]rbd.Snapshot, error) {
-	img, err := h.pool.OpenAt(ctx, h.img.ID, "")
-	if err != nil {
-		return nil, err
-	}
-	defer img.Close()
-	return img.Snapshots(ctx)
-}
-
 // describe records what a backup would have recorded.
 func describe(ctx context.Context, img *rbd.Image, name string, before []uint64, seq uint64) (*point, error) {
 	after, err := img.Snapshots(ctx)

@@ -118,11 +118,6 @@ func (s *objectSet) sample(limit int64) []int64 {
 	return objects
 }
 
-func (s *objectSet) has(object int64) bool {
-	word, shift := place(object)
-	return object < s.objects && s.words[word]>>shift&1 == 1
-}
-
 func (s *objectSet) count() int64 {
 	n := 0
 	for _, w := range s.words {

@@ -3,6 +3,7 @@ package rbd
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 )
 
@@ -29,14 +30,18 @@ func (p *Pool) Refresh(ctx context.Context, imageID string) error {
 	return fail("notify clients of", p.idSpec(imageID, ""), err)
 }
 
-// HasWatchers says whether a client has the image open for writing, this process
-// included (rbd_watchers_list). It may have crashed less than half a minute ago.
-func (p *Pool) HasWatchers(ctx context.Context, imageID string) (bool, error) {
+// Watchers names those who have the image open for writing, this process included: each time that it was opened gives
+// another name (rbd_watchers_list). A client among them may have crashed less than half a minute ago.
+func (p *Pool) Watchers(ctx context.Context, imageID string) ([]string, error) {
 	img, err := p.OpenAt(ctx, imageID, "")
 	if err != nil {
-		return false, err
+		return nil, err
 	}
 	watchers, err := call(ctx, img.handle, img.image.ListWatchers, nil)
+	var names []string
+	for _, w := range watchers {
+		names = append(names, fmt.Sprintf("client.%d %s %d", w.Id, w.Addr, w.Cookie))
+	}
 	err = errors.Join(err, img.Close())
-	return len(watchers) > 0, fail("list watchers of", p.idSpec(imageID, ""), err)
+	return names, fail("list watchers of", p.idSpec(imageID, ""), err)
 }
