@@ -13,12 +13,17 @@ import (
 const (
 	tableCacheBytes   = 8 << 20
 	clusterCacheBytes = 16 << 20
+	digestCacheBytes  = 64 << 20 // as if all clusters had digests; of increments few do
+	indexCacheBytes   = 4 << 20
 )
 
 // shared is what the files of a chain have in common, so that memory does not grow with the length of the chain.
 type shared struct {
 	tables   cache[tableKey, []byte]
 	clusters cache[clusterKey, []byte]
+	// Of files whose reads are proved:
+	digests   cache[blockKey, *digestBlock]
+	directory cache[tableKey, []byte] // by offsets in the directory
 
 	mu       sync.Mutex
 	inflater map[Codec]chan *inflater // idle ones
@@ -31,14 +36,21 @@ type tableKey struct {
 
 type clusterKey struct {
 	file  *Image
-	entry uint64 // the L2 entry of a compressed cluster
+	entry uint64 // the L2 entry of a compressed cluster, the offset in the file of another
+}
+
+type blockKey struct {
+	file  *Image
+	index int64 // in the L1 table
 }
 
 func newShared() *shared {
 	return &shared{
-		tables:   cache[tableKey, []byte]{budget: tableCacheBytes},
-		clusters: cache[clusterKey, []byte]{budget: clusterCacheBytes},
-		inflater: make(map[Codec]chan *inflater),
+		tables:    cache[tableKey, []byte]{budget: tableCacheBytes},
+		clusters:  cache[clusterKey, []byte]{budget: clusterCacheBytes},
+		digests:   cache[blockKey, *digestBlock]{budget: digestCacheBytes},
+		directory: cache[tableKey, []byte]{budget: indexCacheBytes},
+		inflater:  make(map[Codec]chan *inflater),
 	}
 }
 

@@ -74,6 +74,9 @@ func (im *Image) lookup(off, limit int64, joins func(first, next mapping, distan
 	h := im.header
 	index := off / h.l2Span()
 	table, holes, err := im.l2Table(index)
+	if err == nil && im.proof != nil {
+		err = im.proof.table(index, table, holes)
+	}
 	if err != nil {
 		return stretch{}, err
 	}

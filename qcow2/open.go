@@ -17,6 +17,9 @@ type OpenOptions struct {
 	Backing func(name, format string) (*Image, error)
 	// Codec gives the codec for compressed clusters; it must be comparable. nil: DefaultCodec.
 	Codec func(CompressionType) Codec
+	// Prove compares all that is read of the file with its digests, where it has them: see Image.Proved. A cluster is
+	// read as a whole for that. Data or tables that are not as they were written are a *CorruptError.
+	Prove bool
 }
 
 // Image is what a guest sees of a file and its backing files. Its methods may be called concurrently.
@@ -30,6 +33,7 @@ type Image struct {
 	codec      Codec
 	idle       chan *inflater
 	shared     *shared
+	proof      *proof // nil: what is read is not compared with digests
 }
 
 var _ io.ReaderAt = (*Image)(nil)
@@ -61,6 +65,11 @@ func Open(r io.ReaderAt, fileLength int64, o OpenOptions) (*Image, error) {
 	if im.idle, err = im.shared.idle(im.codec); err != nil {
 		return nil, err
 	}
+	if o.Prove {
+		if im.proof, err = newProof(im); err != nil {
+			return nil, err
+		}
+	}
 	return im, nil
 }
 
@@ -86,6 +95,9 @@ func (im *Image) Size() int64 { return im.header.Size / sectorSize * sectorSize 
 
 // Header is the header of the file itself. It is not to be changed.
 func (im *Image) Header() *Header { return im.header }
+
+// Proved says whether what is read of this file, not of those below it, is compared with its digests.
+func (im *Image) Proved() bool { return im.proof != nil }
 
 // Backing is the image of the backing file, or nil.
 func (im *Image) Backing() *Image { return im.backing }

@@ -18,16 +18,16 @@ import (
 )
 
 // openChain opens a file and, by their names relative to it, those below it.
-func openChain(t testing.TB, path string) *qcow2.Image {
+func openChain(t testing.TB, path string, prove ...bool) *qcow2.Image {
 	t.Helper()
-	im, err := tryOpen(t, path)
+	im, err := tryOpen(t, path, prove...)
 	if err != nil {
 		t.Fatalf("open %s: %v", path, err)
 	}
 	return im
 }
 
-func tryOpen(t testing.TB, path string) (*qcow2.Image, error) {
+func tryOpen(t testing.TB, path string, prove ...bool) (*qcow2.Image, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
@@ -38,11 +38,12 @@ func tryOpen(t testing.TB, path string) (*qcow2.Image, error) {
 		return nil, err
 	}
 	return qcow2.Open(f, info.Size(), qcow2.OpenOptions{
+		Prove: slices.Contains(prove, true),
 		Backing: func(name, format string) (*qcow2.Image, error) {
 			if format != "qcow2" {
 				return nil, fmt.Errorf("format %q", format)
 			}
-			return tryOpen(t, filepath.Join(filepath.Dir(path), name))
+			return tryOpen(t, filepath.Join(filepath.Dir(path), name), prove...)
 		},
 	})
 }

@@ -38,6 +38,9 @@ func (im *Image) readRun(p []byte, off int64) (int, error) {
 	if err != nil {
 		return 0, err
 	}
+	if r.kind == Data && !r.compressed && im.proof != nil {
+		return im.readProved(p[:r.length], r.host, off)
+	}
 	p = p[:r.length]
 	switch {
 	case r.kind == Zero:
@@ -88,6 +91,40 @@ func (im *Image) readCompressed(p []byte, m mapping, off int64) error {
 	return nil
 }
 
+// readProved reads data that is not compressed, some clusters of it or a part of one, and gives how much it has read.
+// host is where off lies in the file.
+func (im *Image) readProved(p []byte, host, off int64) (int, error) {
+	size := im.header.ClusterSize()
+	inside := off % size
+	if whole := int64(len(p)) / size * size; inside == 0 && whole > 0 {
+		if err := im.readHost(p[:whole], host); err != nil {
+			return 0, fmt.Errorf("read %d bytes at offset %d of the disk: %w", whole, off, err)
+		}
+		if err := im.proof.clusters(p[:whole], off); err != nil {
+			return 0, err
+		}
+		return int(whole), nil
+	}
+	b, err := im.shared.clusters.get(clusterKey{im, uint64(host - inside)}, size, func() ([]byte, error) {
+		b := make([]byte, size)
+		if err := im.readHost(b, host-inside); err != nil {
+			return nil, fmt.Errorf("read %d bytes at offset %d of the disk: %w", size, off-inside, err)
+		}
+		im.clearBehindEnd(b, off-inside)
+		return b, im.proof.clusters(b, off-inside)
+	})
+	if err != nil {
+		return 0, err
+	}
+	return copy(p, b[inside:]), nil
+}
+
+// clearBehindEnd clears what a cluster at the guest offset has behind the end of the disk: nobody reads it, and digests
+// count it as zeroes.
+func (im *Image) clearBehindEnd(b []byte, guest int64) {
+	clear(b[max(0, min(int64(len(b)), im.Size()-guest)):])
+}
+
 // inflate decompresses the cluster at the guest offset into dst.
 func (im *Image) inflate(dst []byte, m mapping, guest int64) error {
 	d, err := im.inflater()
@@ -105,7 +142,11 @@ func (im *Image) inflate(dst []byte, m mapping, guest int64) error {
 	if err := d.Decode(dst, src); err != nil {
 		return corrupt("compressed cluster", guest, "%v", err)
 	}
-	return nil
+	if im.proof == nil {
+		return nil
+	}
+	im.clearBehindEnd(dst, guest)
+	return im.proof.clusters(dst, guest)
 }
 
 func (im *Image) inflater() (*inflater, error) {

@@ -137,29 +137,39 @@ func (im *Image) verifyTables(ctx context.Context, directory io.Reader, n int64)
 
 // verifyTable verifies one L2 table and the data it maps, by way of buf. It depends on no other table.
 func (im *Image) verifyTable(ctx context.Context, d *directoryEntry, table int64, buf []byte) error {
+	digests, kinds, err := im.verifyBlock(d, table)
+	if err != nil {
+		return err
+	}
+	return im.verifyData(ctx, kinds, int64(d.l1Index)*im.header.l2Span(), digests, buf)
+}
+
+// verifyBlock verifies a digest block and which clusters the L2 table holds that it is of. It gives the digests of its
+// Data clusters and one Kind per entry of the table.
+func (im *Image) verifyBlock(d *directoryEntry, table int64) (digests, kinds []byte, err error) {
 	guest := int64(d.l1Index) * im.header.l2Span()
 	if int64(d.count) > im.header.l2Entries() {
-		return corrupt("digest block", guest, "%d digests: more than a table has entries", d.count)
+		return nil, nil, corrupt("digest block", guest, "%d digests: more than a table has entries", d.count)
 	}
 	in, err := im.area("digest block", d.offset, d.blockLength())
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
 	block := make([]byte, d.blockLength())
 	if _, err := io.ReadFull(in, block); err != nil {
-		return fmt.Errorf("read digest block: %w", err)
+		return nil, nil, fmt.Errorf("read digest block: %w", err)
 	}
 	if digestOf(block) != d.hash {
-		return corrupt("digest block", guest, "wrong hash")
+		return nil, nil, corrupt("digest block", guest, "wrong hash")
 	}
 	kinds, count, err := im.tableKinds(table, guest)
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
 	if digestOf(kinds) != Digest(block[:DigestSize]) || count != int(d.count) {
-		return corrupt("L2 table", guest, "up to %d: other clusters are stored than were", guest+im.header.l2Span())
+		return nil, nil, corrupt("L2 table", guest, "up to %d: other clusters are stored than were", guest+im.header.l2Span())
 	}
-	return im.verifyData(ctx, kinds, guest, block[DigestSize:], buf)
+	return block[DigestSize:], kinds, nil
 }
 
 // tableKinds gives one Kind per entry of an L2 table, and how many of them are Data.

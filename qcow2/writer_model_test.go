@@ -250,6 +250,13 @@ func TestWriterModel(t *testing.T) {
 				c.add(t, r, l)
 			}
 			c.check(t)
+			for _, prove := range []bool{false, true} {
+				im := openChain(t, c.top(), prove)
+				if im.Proved() != prove {
+					t.Errorf("proved: %v, want %v", im.Proved(), prove)
+				}
+				checkWindows(t, r, im, c.want)
+			}
 			if seed%8 == 0 {
 				c.checkQEMU(t)
 			}

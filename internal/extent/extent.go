@@ -3,6 +3,7 @@
 package extent
 
 import (
+	"cmp"
 	"fmt"
 	"iter"
 	"slices"
@@ -87,6 +88,22 @@ func Widen(extents []Extent, size, unit int64) iter.Seq[Extent] {
 			yield(last)
 		}
 	}
+}
+
+// Union gives what at least one of the lists holds, each of which is ascending; all of it as data.
+func Union(lists ...[]Extent) []Extent {
+	all := slices.Concat(lists...)
+	slices.SortFunc(all, func(a, b Extent) int { return cmp.Compare(a.Offset, b.Offset) })
+	var union []Extent
+	for _, e := range all {
+		e.Data = true
+		if n := len(union); n > 0 && e.Offset <= union[n-1].End() {
+			union[n-1].Length = max(union[n-1].End(), e.End()) - union[n-1].Offset
+		} else if e.Length > 0 {
+			union = append(union, e)
+		}
+	}
+	return union
 }
 
 // Bytes adds up the lengths of the extents that have to be read and of those that read as zeroes.

@@ -21,6 +21,7 @@ type Chain struct {
 	*qcow2.Image
 	Points []*Point // the opened one first, the full one last; foreign ones included
 	files  []*os.File
+	prove  bool
 }
 
 // Close closes the files.
@@ -34,8 +35,24 @@ func (c *Chain) Close() error {
 
 // OpenChain opens a point with everything below. It fails where a point below is missing, damaged, or not the one
 // that its child was made on; where the same holds for the mtime alone, that is no error here.
-func (f *Folder) OpenChain(name PointName) (*Chain, error) {
-	c := &Chain{}
+func (f *Folder) OpenChain(name PointName) (*Chain, error) { return openChain(f, name, false) }
+
+// OpenProvedChain is OpenChain for those who rely on every byte: what they read is compared with the points' digests,
+// and other content than was stored is a *qcow2.CorruptError. Points of the Python tool have none; see Unproved.
+func (f *Folder) OpenProvedChain(name PointName) (*Chain, error) { return openChain(f, name, true) }
+
+// Unproved lists the points of a chain whose content nothing is known of to compare it with.
+func (c *Chain) Unproved() (points []*Point) {
+	for image, i := c.Image, 0; image != nil && i < len(c.Points); image, i = image.Backing(), i+1 {
+		if !image.Proved() {
+			points = append(points, c.Points[i])
+		}
+	}
+	return points
+}
+
+func openChain(f *Folder, name PointName, prove bool) (*Chain, error) {
+	c := &Chain{prove: prove}
 	img, err := c.open(f, name, nil)
 	if err != nil {
 		return nil, errors.Join(err, c.Close())
@@ -86,7 +103,7 @@ func (c *Chain) openFile(path string, backing func(name, format string) (*qcow2.
 	if err != nil {
 		return nil, err
 	}
-	img, err := qcow2.Open(file, info.Size(), qcow2.OpenOptions{Backing: backing})
+	img, err := qcow2.Open(file, info.Size(), qcow2.OpenOptions{Backing: backing, Prove: c.prove})
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", path, err)
 	}

@@ -135,7 +135,7 @@ func (f *Folder) Newest() (*Point, error) {
 }
 
 // CreatePending makes a file that is to become a point of the folder.
-func (f *Folder) CreatePending() (*Pending, error) { return createPending(f.Dir) }
+func (f *Folder) CreatePending() (*Pending, error) { return CreatePending(f.Dir, privateMode) }
 
 // RemoveDeadTemporaries removes what killed runs have left in the folder, and gives its names.
 func (f *Folder) RemoveDeadTemporaries() ([]string, error) { return removeDeadTemporaries(f.Dir) }
@@ -155,8 +155,11 @@ func (f *Folder) Identity(repository string) (*Identity, error) {
 }
 
 // Scratch makes a file without a name, or with one that goes when the file is closed.
-func (f *Folder) Scratch() (qcow2.Scratch, error) {
-	p, err := createPending(f.Dir)
+func (f *Folder) Scratch() (qcow2.Scratch, error) { return Scratch(f.Dir) }
+
+// Scratch is Folder.Scratch for any directory.
+func Scratch(dir string) (qcow2.Scratch, error) {
+	p, err := CreatePending(dir, privateMode)
 	if err != nil {
 		return nil, err
 	}

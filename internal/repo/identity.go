@@ -123,6 +123,9 @@ type Marks struct {
 	Objects  []int64 `json:"objects"`
 }
 
+// UnfinishedKey is the key in the metadata of an RBD image whose restore has not been finished. It is no image to back up.
+const UnfinishedKey = "rbd2qcow2.unfinished"
+
 // Kind is "full" or "incremental".
 func (id *Identity) Kind() string {
 	if id.Parent == nil {

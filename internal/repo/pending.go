@@ -17,6 +17,7 @@ import (
 const (
 	temporaryPrefix = ".rbd2qcow2-tmp-"
 	pointMode       = 0o440
+	privateMode     = 0o600
 )
 
 // Pending is a file on its way into a directory. Until Commit nothing is to be seen of it there: it has no name, or,
@@ -27,22 +28,22 @@ type Pending struct {
 	name string // of the temporary; "" for a file without one
 }
 
-// createPending makes a pending file in dir.
-func createPending(dir string) (*Pending, error) {
-	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+// CreatePending makes a pending file in a directory, with a mode from which the process's umask is taken.
+func CreatePending(dir string, mode os.FileMode) (*Pending, error) {
+	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, uint32(mode.Perm()))
 	if err == nil {
 		return &Pending{File: os.NewFile(uintptr(fd), filepath.Join(dir, "(unnamed)")), dir: dir}, nil
 	}
 	// What kernels and file systems without O_TMPFILE say.
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EISDIR) || errors.Is(err, unix.EINVAL) {
-		return createNamed(dir)
+		return createNamed(dir, mode)
 	}
 	return nil, &os.PathError{Op: "create file in", Path: dir, Err: err}
 }
 
-func createNamed(dir string) (*Pending, error) {
+func createNamed(dir string, mode os.FileMode) (*Pending, error) {
 	name := filepath.Join(dir, temporaryPrefix+rand.Text())
-	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, mode)
 	if err != nil {
 		return nil, err
 	}
@@ -109,6 +110,42 @@ func (p *Pending) link(path string) error {
 // replace gives a file with a temporary name its own, which another file may have had.
 func (p *Pending) replace(path string) error { return os.Rename(p.name, path) }
 
+// Publish is Commit for a file that is no point: it keeps its mode and its time, and where replace is set it may take
+// the place of another file.
+func (p *Pending) Publish(name string, replace bool) error {
+	if err := p.Sync(); err != nil {
+		return err
+	}
+	path := filepath.Join(p.dir, name)
+	give := p.link
+	if replace {
+		if err := p.nameTemporarily(); err != nil {
+			return err
+		}
+		give = p.replace
+	}
+	if err := give(path); err != nil {
+		return err
+	}
+	if err := syncDir(p.dir); err != nil {
+		return err
+	}
+	return p.Close()
+}
+
+// nameTemporarily gives a file without a name one that it can be renamed from.
+func (p *Pending) nameTemporarily() error {
+	if p.name != "" {
+		return nil
+	}
+	name := filepath.Join(p.dir, temporaryPrefix+rand.Text())
+	if err := p.link(name); err != nil {
+		return err
+	}
+	p.name = name
+	return nil
+}
+
 // Discard gives the file up. After Commit it does nothing.
 func (p *Pending) Discard() {
 	if p.Close() == nil && p.name != "" {
@@ -167,7 +204,7 @@ func syncDir(dir string) error {
 // or replace, decides whether an old one goes.
 func writeFileAtomic(path string, content []byte, mode os.FileMode, name func(p *Pending, path string) error) error {
 	dir := filepath.Dir(path)
-	p, err := createNamed(dir)
+	p, err := createNamed(dir, privateMode)
 	if err != nil {
 		return err
 	}

@@ -21,7 +21,7 @@ func TestMain(m *testing.M) {
 	if dir == "" {
 		os.Exit(m.Run())
 	}
-	p, err := createNamed(dir)
+	p, err := createNamed(dir, privateMode)
 	if err == nil {
 		_, err = os.Stdout.WriteString(p.name + "\n")
 	}
@@ -46,10 +46,10 @@ func names(t *testing.T, dir string) (names []string) {
 
 // TestPending takes files with and without a name through their life.
 func TestPending(t *testing.T) {
-	for kind, create := range map[string]func(string) (*Pending, error){"unnamed": createPending, "named": createNamed} {
+	for kind, create := range map[string]func(string, os.FileMode) (*Pending, error){"unnamed": CreatePending, "named": createNamed} {
 		t.Run(kind, func(t *testing.T) {
 			dir := t.TempDir()
-			p, err := create(dir)
+			p, err := create(dir, privateMode)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -82,7 +82,7 @@ func TestPending(t *testing.T) {
 				t.Errorf("content %q, %v", got, err)
 			}
 
-			again, err := create(dir)
+			again, err := create(dir, privateMode)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -103,7 +103,7 @@ func TestPending(t *testing.T) {
 // TestRemoveDeadTemporaries has writers of named temporaries live and be killed.
 func TestRemoveDeadTemporaries(t *testing.T) {
 	dir := t.TempDir()
-	live, err := createNamed(dir)
+	live, err := createNamed(dir, privateMode)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -153,7 +153,7 @@ func TestRemoveDeadTemporaries(t *testing.T) {
 // TestLinkedTwice is what a kill leaves on a file system that can't rename without replacing.
 func TestLinkedTwice(t *testing.T) {
 	dir := t.TempDir()
-	p, err := createNamed(dir)
+	p, err := createNamed(dir, privateMode)
 	if err != nil {
 		t.Fatal(err)
 	}

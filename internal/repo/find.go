@@ -1,0 +1,84 @@
+package repo
+
+import (
+	"fmt"
+	"strings"
+)
+
+// ImageName is the name that the image had at its newest point of the repository, or the folder's where none tells.
+func (r *Repository) ImageName(f *Folder) string {
+	if id, err := f.Identity(r.ID()); err == nil && id != nil {
+		return id.Image.RealName()
+	}
+	return f.Name
+}
+
+// FindImage finds the folder of an image by its name, or, where no image has it, by the folder's.
+func (r *Repository) FindImage(name string) (*Folder, error) {
+	folders, err := r.Folders()
+	if err != nil {
+		return nil, err
+	}
+	var named, images []*Folder
+	for _, f := range folders {
+		if f.Name == name {
+			named = append(named, f)
+		}
+		if points, err := f.pointNames(); err == nil && len(points) > 0 && r.ImageName(f) == name {
+			images = append(images, f)
+		}
+	}
+	switch {
+	case len(images) == 1:
+		return images[0], nil
+	case len(images) > 1:
+		var said []string
+		for _, f := range images {
+			said = append(said, f.Name)
+		}
+		return nil, fmt.Errorf("find image %q in %s: the images of %d folders had this name: name one of the folders: %s",
+			name, r.Dir, len(images), strings.Join(said, ", "))
+	case len(named) == 1:
+		return named[0], nil
+	}
+	return nil, fmt.Errorf("find image %q in %s: it has no points (\"rbd2qcow2 list %s\" shows what there is)", name, r.Dir, r.Dir)
+}
+
+// FindPoint finds IMAGE@POINT, or the newest point of IMAGE.
+func (r *Repository) FindPoint(spec string) (*Folder, PointName, error) {
+	if i := strings.LastIndexByte(spec, '@'); i >= 0 {
+		if point, err := ParsePointName(spec[i+1:]); err == nil {
+			f, err := r.FindImage(spec[:i])
+			if err != nil {
+				return nil, "", err
+			}
+			if !f.has(point) {
+				return nil, "", fmt.Errorf("find point %s of image %q in %s: there is no %s", point, spec[:i], r.Dir, f.FileName(point))
+			}
+			return f, point, nil
+		}
+	}
+	f, err := r.FindImage(spec)
+	if err != nil {
+		return nil, "", err
+	}
+	newest, err := f.Newest()
+	if err == nil && newest == nil {
+		err = fmt.Errorf("find point of image %q in %s: it has none", spec, r.Dir)
+	}
+	if err != nil {
+		return nil, "", err
+	}
+	return f, newest.Name, nil
+}
+
+// has says whether there is a point of that name.
+func (f *Folder) has(p PointName) bool {
+	names, err := f.pointNames()
+	for _, n := range names {
+		if n == p {
+			return err == nil
+		}
+	}
+	return false
+}
