@@ -187,3 +187,21 @@ func (p *Pool) decode(t testing.TB, value any, args ...string) {
 }
 
 func bytesArg(size int64) string { return strconv.FormatInt(size, 10) + "B" }
+
+// DataBytes returns how many bytes an image, or a snapshot ("image@snap"), has data for, parents included, each extent in whole
+// sectors.
+func (p *Pool) DataBytes(t testing.TB, image string) int64 {
+	t.Helper()
+	var extents []struct {
+		Length int64  `json:"length"`
+		Exists string `json:"exists"`
+	}
+	p.decode(t, &extents, "diff", p.Spec(image))
+	n := int64(0)
+	for _, e := range extents {
+		if e.Exists == "true" {
+			n += (e.Length + 511) / 512 * 512
+		}
+	}
+	return n
+}

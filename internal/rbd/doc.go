@@ -1,9 +1,11 @@
-// Package rbd reads Ceph RBD images and manages their snapshots. It is the
-// only package that talks to librados and librbd (through go-ceph), and it
-// knows nothing of qcow2 files, repositories or the command line.
+// Package rbd reads and writes Ceph RBD images, creates, removes and imports
+// them, and manages their snapshots. It is the only package that talks to
+// librados and librbd (through go-ceph), and it knows nothing of qcow2 files,
+// repositories or the command line.
 //
 // A [Cluster] holds the connections, a [Pool] is one pool or one namespace of
-// it, an [Image] is one open image, read at its head or at a snapshot.
+// it, an [Image] is one open image, read at its head or at a snapshot, and a
+// [Writer] is one open for writing.
 //
 // # Nothing blocks for ever
 //
@@ -11,9 +13,13 @@
 // runs on a goroutine of its own, and the Go side stops waiting when its
 // context ends or when a watchdog fires. Such a call is abandoned: the error
 // matches [ErrAbandoned], the C call goes on behind the scenes, and whatever it
-// uses (image, pool, connection, the buffer of a read) is kept until it ends.
-// Close never frees an object under a running call and waits for a bounded
-// time only.
+// uses (image, pool, connection, the buffer of a read or a write) is kept until
+// it ends. Close never frees an object under a running call and waits for a
+// bounded time only.
+//
+// What takes longer the larger an image is, such as its removal, has no
+// watchdog: there it is the single operations that time out, or, for a
+// migration, another connection that watches whether the cluster answers.
 //
 // # Two connections
 //
@@ -23,6 +29,17 @@
 // client's side: librbd takes the image's exclusive lock for a snapshot of an
 // image that nobody has open, and a client that gives up a write while holding
 // that lock may leave the object map wrong.
+//
+// Migrations use the second one, too, as others use the image meanwhile. A
+// [Writer] uses the first: an image that is being restored has no other user,
+// and where a write times out librbd marks its object map as invalid.
+//
+// # Full pools
+//
+// By default a write to a full pool, or to one that has reached its quota,
+// waits until someone makes room. Ours are sent with RADOS's flag FULL_TRY and
+// fail at once with [ErrQuota]; those that take no more space than before, and
+// those that free some, are done.
 //
 // # Snapshots that vanish
 //

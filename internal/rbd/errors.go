@@ -10,21 +10,23 @@ import (
 // Errors to test for with errors.Is. An error that came from librados or librbd
 // also matches its [syscall.Errno].
 var (
-	ErrNotFound    = errors.New("not found")                               // ENOENT
-	ErrPermission  = errors.New("permission denied")                       // EPERM, EACCES
-	ErrExists      = errors.New("exists already")                          // EEXIST
-	ErrBusy        = errors.New("in use or protected")                     // EBUSY
-	ErrQuota       = errors.New("limit reached")                           // EDQUOT, ENOSPC
-	ErrTimeout     = errors.New("the cluster did not answer in time")      // ETIMEDOUT, or the watchdog
-	ErrBlocklisted = errors.New("this client has been blocklisted")        // ESHUTDOWN
-	ErrLocked      = errors.New("image is locked")                         // EROFS; see LockedError
-	ErrNotPrimary  = errors.New("image is a non-primary mirror")           // nothing can be changed in it
-	ErrMigrating   = errors.New("image is being migrated")                 // librbd's diff would crash
-	ErrUnsupported = errors.New("not supported")                           // format 1 images
-	ErrAbandoned   = errors.New("call abandoned, it may still be running") // see the package documentation
-	ErrClosed      = errors.New("already closed")                          // use after Close
-	errCallback    = errors.New("callback failed")                         // fn of Diff panicked
-	errWatchdog    = fmt.Errorf("%w (watchdog)", ErrTimeout)               // cause of a watchdog's context
+	ErrNotFound     = errors.New("not found")                               // ENOENT
+	ErrPermission   = errors.New("permission denied")                       // EPERM, EACCES
+	ErrExists       = errors.New("exists already")                          // EEXIST
+	ErrBusy         = errors.New("in use or protected")                     // EBUSY
+	ErrNotEmpty     = errors.New("it has snapshots")                        // ENOTEMPTY
+	ErrQuota        = errors.New("limit reached")                           // EDQUOT, ENOSPC
+	ErrTimeout      = errors.New("the cluster did not answer in time")      // ETIMEDOUT, or the watchdog
+	ErrBlocklisted  = errors.New("this client has been blocklisted")        // ESHUTDOWN
+	ErrLocked       = errors.New("image is locked")                         // EROFS; see LockedError
+	ErrNotPrimary   = errors.New("image is a non-primary mirror")           // nothing can be changed in it
+	ErrMigrating    = errors.New("image is being migrated")                 // librbd's diff would crash
+	ErrNotMigrating = errors.New("image is not being migrated")             // nor imported
+	ErrUnsupported  = errors.New("not supported")                           // format 1 images
+	ErrAbandoned    = errors.New("call abandoned, it may still be running") // see the package documentation
+	ErrClosed       = errors.New("already closed")                          // use after Close
+	errCallback     = errors.New("callback failed")                         // fn of Diff panicked
+	errWatchdog     = fmt.Errorf("%w (watchdog)", ErrTimeout)               // cause of a watchdog's context
 )
 
 // Error tells which operation failed on which object. It prints as
@@ -102,6 +104,8 @@ func meaning(errno syscall.Errno) error {
 		return ErrExists
 	case syscall.EBUSY:
 		return ErrBusy
+	case syscall.ENOTEMPTY:
+		return ErrNotEmpty
 	case syscall.EDQUOT, syscall.ENOSPC:
 		return ErrQuota
 	case syscall.ETIMEDOUT:

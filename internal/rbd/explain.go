@@ -78,6 +78,17 @@ func explainRefusal(user string, r *rados.Conn, err error) error {
 	return &explained{fmt.Sprintf("no keyring for %s (looked for %s)", user, strings.Join(files, ", ")), codeErr(int(syscall.ENOENT))}
 }
 
+// explainFull says what the codes of a write to a full pool mean.
+func explainFull(err error) error {
+	switch err = translate(err); {
+	case errors.Is(err, syscall.EDQUOT):
+		return &explained{"the quota of the pool is reached", err}
+	case errors.Is(err, syscall.ENOSPC):
+		return &explained{"the pool or the cluster is full", err}
+	}
+	return err
+}
+
 // readStart reads a file, at most limit bytes of it.
 func readStart(file string, limit int64) ([]byte, error) {
 	f, err := os.Open(file)

@@ -91,6 +91,14 @@ func closeAll(handles ...*handle) error {
 // ErrAbandoned as soon as ctx ends or h's watchdog fires. In that case f is
 // still running; what it returns in the end goes to late, if that is not nil.
 func call[T any](ctx context.Context, h *handle, f func() (T, error), late func(T)) (T, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, h.watchdog, errWatchdog)
+	defer cancel()
+	return callUnwatched(ctx, h, f, late)
+}
+
+// callUnwatched is call without the watchdog, for what takes longer the larger
+// an image is. A cluster that is down must end such a call by other means.
+func callUnwatched[T any](ctx context.Context, h *handle, f func() (T, error), late func(T)) (T, error) {
 	var none T
 	if ctx.Err() != nil {
 		return none, context.Cause(ctx)
@@ -98,9 +106,6 @@ func call[T any](ctx context.Context, h *handle, f func() (T, error), late func(
 	if !h.acquire() {
 		return none, ErrClosed
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, h.watchdog, errWatchdog)
-	defer cancel()
-
 	type result struct {
 		value T
 		err   error
@@ -126,8 +131,17 @@ func call[T any](ctx context.Context, h *handle, f func() (T, error), late func(
 	}
 }
 
+// runner is do or doUnwatched.
+type runner func(ctx context.Context, h *handle, f func() error) error
+
 // do is call for functions without a result.
 func do(ctx context.Context, h *handle, f func() error) error {
 	_, err := call(ctx, h, func() (struct{}, error) { return struct{}{}, f() }, nil)
+	return err
+}
+
+// doUnwatched is callUnwatched for functions without a result.
+func doUnwatched(ctx context.Context, h *handle, f func() error) error {
+	_, err := callUnwatched(ctx, h, func() (struct{}, error) { return struct{}{}, f() }, nil)
 	return err
 }

@@ -13,9 +13,22 @@ import (
 // connectAs connects as the pool's backup user until the test ends.
 func connectAs(t *testing.T, tp *cephtest.Pool) (context.Context, *Pool) {
 	t.Helper()
+	return connectWith(t, tp, config(tp))
+}
+
+// connectToRestore connects as a user who may do everything in the pool.
+func connectToRestore(t *testing.T, tp *cephtest.Pool) (context.Context, *Pool) {
+	t.Helper()
+	cfg := config(tp)
+	cfg.ID, cfg.Keyring = tp.RestoreUser(t)
+	return connectWith(t, tp, cfg)
+}
+
+func connectWith(t *testing.T, tp *cephtest.Pool, cfg Config) (context.Context, *Pool) {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	t.Cleanup(cancel)
-	c, err := Connect(ctx, config(tp))
+	c, err := Connect(ctx, cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -167,14 +167,21 @@ func (i *Image) Read(ctx context.Context, p []byte, off int64) error {
 	if err == nil {
 		return nil
 	}
-	return fail("read", fmt.Sprintf("%s at %d+%d", i.spec, off, len(p)), err)
+	return fail("read", rangeSpec(i.spec, off, int64(len(p))), err)
 }
 
-func (i *Image) checkRange(off, length int64) error {
-	if off < 0 || length < 0 || off > i.size || length > i.size-off {
-		return fmt.Errorf("range lies outside the image of %d bytes", i.size)
+func (i *Image) checkRange(off, length int64) error { return checkRange(off, length, i.size) }
+
+func checkRange(off, length, size int64) error {
+	if off < 0 || length < 0 || off > size || length > size-off {
+		return fmt.Errorf("range lies outside the image of %d bytes", size)
 	}
 	return nil
+}
+
+// rangeSpec names part of an image for messages.
+func rangeSpec(spec string, off, length int64) string {
+	return fmt.Sprintf("%s at %d+%d", spec, off, length)
 }
 
 // Close closes the image when no call uses it any more (rbd_close). It waits

@@ -5,41 +5,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"math/bits"
 	"strings"
-
-	librbd "github.com/ceph/go-ceph/rbd"
 )
-
-// Features is the set of an image's features, RBD_FEATURE_* of librbd.
-type Features uint64
-
-// Features that matter here.
-const (
-	FeatureObjectMap  = Features(librbd.FeatureObjectMap)
-	FeatureFastDiff   = Features(librbd.FeatureFastDiff)
-	FeatureMigrating  = Features(librbd.FeatureMigrating)
-	FeatureNonPrimary = Features(1 << 10)
-)
-
-// Has reports whether all of f are set.
-func (s Features) Has(f Features) bool { return s&f == f }
-
-// Names returns the features as "rbd info" prints them, in order of their bits.
-func (s Features) Names() []string {
-	known := [...]string{"layering", "striping", "exclusive-lock", "object-map", "fast-diff", "deep-flatten",
-		"journaling", "data-pool", "operations", "migrating", "non-primary"}
-	var names []string
-	for rest := uint64(s); rest != 0; rest &= rest - 1 {
-		bit := bits.TrailingZeros64(rest)
-		if bit < len(known) {
-			names = append(names, known[bit])
-		} else {
-			names = append(names, fmt.Sprintf("unknown-%d", bit))
-		}
-	}
-	return names
-}
 
 // Flags tells what of an image's or a snapshot's change tracking is invalid,
 // RBD_FLAG_* of librbd.

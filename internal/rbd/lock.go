@@ -49,8 +49,16 @@ func (l *locker) error(image string, cause error) error {
 	return &LockedError{Image: image, Client: l.client, Address: l.address, Cookie: l.cookie, Err: cause}
 }
 
-// lockedError describes the lock; it blocks in C. What can't be found stays empty.
+// lockedError describes the lock; it blocks in C. What can't be found stays empty. librbd says that an image is locked, too, when
+// the cluster did not answer its wish for the lock.
 func (p *Pool) lockedError(ioctx *rados.IOContext, imageID string, cause error) error {
+	owner, err := lockOwner(ioctx, imageID)
+	if errors.Is(err, ErrTimeout) {
+		return err
+	}
+	if err != nil || owner == nil {
+		owner = &locker{}
+	}
 	image := p.idSpec(imageID, "")
 	_ = withNative(ioctx, imageID, "", func(n native) error {
 		if name, err := n.name(); err == nil && name != "" {
@@ -58,10 +66,6 @@ func (p *Pool) lockedError(ioctx *rados.IOContext, imageID string, cause error) 
 		}
 		return nil
 	})
-	owner, err := lockOwner(ioctx, imageID)
-	if err != nil || owner == nil {
-		owner = &locker{}
-	}
 	return owner.error(image, cause)
 }
 
