@@ -13,21 +13,23 @@ import (
 // may be seen. The precise diff, which goes by the objects, has then nothing to report, or just what was written since;
 // but what can be read differs, and that is what counts.
 type unsure struct {
-	came    *objectSet // may exist at the newer snapshot, and did not at the base
-	gone    *objectSet // existed at the base, and does not any more
-	hidden  *objectSet // may have existed at the base, and does not by the newer map, whatever there is
-	removed *objectSet // was being removed at one of the two
+	came     *objectSet // may exist at the newer snapshot, and did not at the base
+	gone     *objectSet // existed at the base, and does not any more
+	hidden   *objectSet // may have existed at the base, and does not by the newer map, whatever there is
+	removed  *objectSet // was being removed at one of the two
+	orphaned *objectSet // at the base a parent showed through where it was not, and does not any more
 }
 
-// newUnsure compares the maps that two snapshots with so many objects are read by. nil: that is done without one, and any
-// object may exist. There is one map at least.
-func newUnsure(base, newer *rbd.ObjectMap, objects int64) *unsure {
+// newUnsure compares what existed when the base was read with the maps of the two snapshots; the newer one has so many objects.
+// nil: that is done without one, and any object may exist.
+func newUnsure(existed *objectSet, base, newer *rbd.ObjectMap, objects int64) *unsure {
 	all, none := newObjectSet(objects), newObjectSet(objects)
 	all.addRange(0, objects)
-	u := &unsure{came: none, gone: none, hidden: none, removed: newObjectSet(objects)}
+	u := &unsure{came: none, gone: none, hidden: none, removed: newObjectSet(objects), orphaned: none}
 	before, now := newObjectSet(objects), newObjectSet(objects)
-	if base != nil {
-		before.addExisting(base)
+	if existed != nil {
+		copy(before.words, existed.words)
+		before.trim()
 		u.removed.addRemoved(base)
 	}
 	if newer != nil {
@@ -35,7 +37,8 @@ func newUnsure(base, newer *rbd.ObjectMap, objects int64) *unsure {
 		u.removed.addRemoved(newer)
 	}
 	switch {
-	case base == nil:
+	case existed == nil && newer == nil:
+	case existed == nil:
 		u.hidden = all.without(now)
 	case newer == nil:
 		u.came = all.without(before).without(u.removed)
@@ -68,6 +71,14 @@ func (f *finder) complete(ctx context.Context, p *piece) {
 			whole[object] = true
 		}
 	})
+	// A flatten passes over objects that the head's map has, wrongly.
+	if p.err == nil {
+		p.err = f.compareReach(ctx, slices.Collect(f.unsure.orphaned.between(first, end)), func(object, exists int64) {
+			if m := f.maps[f.newer.ID]; exists == 0 || m != nil && state(m, object) == 0 {
+				whole[object] = f.hasParent(object)
+			}
+		})
+	}
 	if p.err == nil {
 		p.err = f.compareReach(ctx, slices.Collect(f.unsure.hidden.between(first, end)), func(object, exists int64) {
 			if exists != 0 {

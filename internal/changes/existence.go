@@ -1,9 +1,15 @@
 package changes
 
 import (
+	"bytes"
+	"compress/flate"
 	"context"
+	"encoding/base64"
 	"encoding/binary"
 	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
 	"strings"
 
 	"github.com/zeebo/xxh3"
@@ -14,37 +20,69 @@ import (
 // ByObjects is the Existence of a snapshot that librbd reads without an object map.
 const ByObjects = "objects"
 
-// readBy says what objects librbd takes for existing when it reads the newer snapshot: ByObjects, or the hash of what its map
-// says; "" where that can't be told.
-func (f *finder) readBy() string {
+// readBy says what objects librbd takes for existing when it reads the newer snapshot: ByObjects, or what its map
+// has; "" where that can't be told.
+func (f *finder) readBy() (string, error) {
 	switch m := f.maps[f.newer.ID]; {
 	case m != nil:
-		return f.hashExistence(m, f.parent)
+		return f.existence(m, f.parent)
 	case f.mapless:
-		return ByObjects
+		return ByObjects, nil
 	}
-	return ""
+	return "", nil
 }
 
-// hashExistence hashes which objects exist by a map. Of a clone there are two hashes: objects may be copied from the parent
-// later on, into snapshots too, so that the first one leaves out those that the parent may have.
-func (f *finder) hashExistence(m *rbd.ObjectMap, parent *rbd.Parent) string {
-	first := f.from(parent)
-	if first == 0 {
-		return hashExisting(m, 0)
-	}
-	return hashExisting(m, first) + cloneMark + hashExisting(m, 0)
-}
-
-// cloneMark stands between the two hashes.
+// cloneMark stands between the hash and the objects that a parent may have.
 const cloneMark = "+"
 
-// sameExistence says whether a snapshot's map may be the one that a hash was made of. One that is flagged has not been kept
-// up by anybody.
-func sameExistence(now, then string, flags rbd.Flags) bool {
-	before, _, clone := strings.Cut(then, cloneMark)
-	return now == then || clone && flags == 0 && strings.HasPrefix(now, before+cloneMark)
+// existence tells which objects exist by a map: those behind the parent's overlap by a hash. Of a clone, others are copied from
+// the parent later on, into snapshots too, so that these are told one by one.
+func (f *finder) existence(m *rbd.ObjectMap, parent *rbd.Parent) (string, error) {
+	s := newObjectSet(m.Objects)
+	s.addExisting(m)
+	first := min(f.from(parent), m.Objects)
+	hash := hashObjects(s, first)
+	if first == 0 {
+		return hash, nil
+	}
+	var b bytes.Buffer
+	w, err := flate.NewWriter(&b, flate.BestSpeed)
+	if err == nil {
+		_, err = w.Write(s.bytes()[:wordsOf(first)*8])
+	}
+	if err = errors.Join(err, w.Close()); err != nil {
+		return "", fmt.Errorf("compress object map: %w", err)
+	}
+	return hash + cloneMark + base64.StdEncoding.EncodeToString(b.Bytes()), nil
 }
+
+// existed gives the objects that existed when existence was told, by what it gave and a map of the same snapshot as it is now; nil
+// where that map is not the one that it was any more.
+func (f *finder) existed(existence string, now *rbd.ObjectMap, parent *rbd.Parent) *objectSet {
+	hash, packed, clone := strings.Cut(existence, cloneMark)
+	first := min(f.from(parent), now.Objects)
+	s := newObjectSet(now.Objects)
+	s.addExisting(now)
+	if hashObjects(s, first) != hash || clone != (first > 0) {
+		return nil
+	}
+	if !clone {
+		return s
+	}
+	words := make([]byte, wordsOf(first)*8)
+	in := flate.NewReader(base64.NewDecoder(base64.StdEncoding, strings.NewReader(packed)))
+	if _, err := io.ReadFull(in, words); err != nil {
+		return nil
+	}
+	for n := range first {
+		word, shift := place(n)
+		s.words[word] &^= 1 << shift
+		s.words[word] |= binary.BigEndian.Uint64(words[8*word:]) & (1 << shift)
+	}
+	return s
+}
+
+func wordsOf(objects int64) int64 { return (objects + rbd.ObjectsPerWord - 1) / rbd.ObjectsPerWord }
 
 // from gives the first object behind a parent's overlap.
 func (f *finder) from(parent *rbd.Parent) int64 {
@@ -54,24 +92,30 @@ func (f *finder) from(parent *rbd.Parent) int64 {
 	return (parent.Overlap + f.img.Period() - 1) / f.img.Period() * f.img.StripeCount()
 }
 
-// hashExisting hashes which objects exist by a map, those before first left out.
-func hashExisting(m *rbd.ObjectMap, first int64) string {
-	s := newObjectSet(m.Objects)
-	s.addExisting(m)
-	h := xxh3.New()
-	var word [8]byte
-	for i, w := range s.words {
-		switch at := int64(i) * rbd.ObjectsPerWord; {
-		case at+rbd.ObjectsPerWord <= first:
-			w = 0
-		case at < first:
-			w &= 1<<(64-2*(first-at)) - 1
-		}
-		binary.BigEndian.PutUint64(word[:], w)
-		_, _ = h.Write(word[:]) // never fails
+// hashObjects hashes the objects from first on.
+func hashObjects(s *objectSet, first int64) string {
+	b := s.bytes()
+	clear(b[:first/rbd.ObjectsPerWord*8])
+	if at := first / rbd.ObjectsPerWord; first%rbd.ObjectsPerWord != 0 {
+		w := s.words[at] & (1<<(64-2*(first%rbd.ObjectsPerWord)) - 1)
+		binary.BigEndian.PutUint64(b[8*at:], w)
 	}
-	sum := h.Sum128().Bytes()
+	sum := xxh3.Hash128(b).Bytes()
 	return hex.EncodeToString(sum[:])
+}
+
+// orphaned gives the objects that the base had a parent behind and the newer snapshot has not.
+func (f *finder) orphaned() *objectSet {
+	s := newObjectSet(f.img.Objects(f.size))
+	before, now := int64(0), int64(0)
+	if p := f.o.Base.Parent; p != nil {
+		before = p.Overlap
+	}
+	if f.parent != nil {
+		now = f.parent.Overlap
+	}
+	f.addBytes(s, now, min(before, f.size)-now)
+	return s
 }
 
 // compareExistence finds the objects of which the precise diff may not tell all: see unsure. For that it needs the map
@@ -82,6 +126,7 @@ func (f *finder) compareExistence(ctx context.Context) (reason string, err error
 		return "", nil // it is not known what it is read by
 	}
 	base := f.maps[b.Snapshot.ID]
+	var before *objectSet // nil: any
 	switch b.Existence {
 	case ByObjects:
 		base = nil
@@ -89,6 +134,8 @@ func (f *finder) compareExistence(ctx context.Context) (reason string, err error
 		if base == nil || newer == nil {
 			return "", nil
 		}
+		before = newObjectSet(base.Objects)
+		before.addExisting(base)
 	default:
 		if base == nil { // its marks may be wrong, and what exists may still be as it was
 			base, err = f.img.ObjectMap(ctx, b.Snapshot.ID)
@@ -96,14 +143,15 @@ func (f *finder) compareExistence(ctx context.Context) (reason string, err error
 				return "", err
 			}
 		}
-		snapshot, _ := f.snapshot(b.Snapshot.ID)
-		if base == nil || !sameExistence(f.hashExistence(base, b.Parent), b.Existence, snapshot.Flags) {
+		if base != nil {
+			before = f.existed(b.Existence, base, b.Parent)
+		}
+		if before == nil {
 			return "the object map that the newest point was read by is gone or was rebuilt: " +
 				"objects may be seen now that were not seen then", nil
 		}
 	}
-	if base != nil || newer != nil {
-		f.unsure = newUnsure(base, newer, f.img.Objects(f.size))
-	}
+	f.unsure = newUnsure(before, base, newer, f.img.Objects(f.size))
+	f.unsure.orphaned = f.orphaned()
 	return "", nil
 }

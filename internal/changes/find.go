@@ -84,7 +84,10 @@ func Find(ctx context.Context, img *rbd.Image, o Options, add func(rbd.Extent) e
 	if err != nil {
 		return r, err
 	}
-	r.Marks, r.Existence = f.marks, f.readBy()
+	r.Marks = f.marks
+	if r.Existence, err = f.readBy(); err != nil {
+		return r, err
+	}
 	if f.unprovable != "" {
 		r.Unprovable, r.Reason = true, f.unprovable
 		return r, nil

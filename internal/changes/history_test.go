@@ -71,7 +71,7 @@ func (h *history) live(ctx context.Context) error {
 		return fmt.Errorf("create image: %w", err)
 	}
 	h.tidy = h.chance(2)
-	for range 8 + h.rng.IntN(8) {
+	for range 8 + h.rng.IntN(14) {
 		for range h.rng.IntN(5) {
 			h.operate()
 		}
@@ -224,7 +224,7 @@ func (h *history) dropOld() {
 	if h.tidy {
 		late = 10
 	}
-	if h.chance(late) {
+	if h.chance(late) || !h.tidy && !h.chance(3) {
 		return
 	}
 	for _, p := range h.points[:len(h.points)-1] {

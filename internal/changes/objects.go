@@ -1,6 +1,7 @@
 package changes
 
 import (
+	"encoding/binary"
 	"iter"
 	"math/bits"
 
@@ -116,6 +117,15 @@ func (s *objectSet) sample(limit int64) []int64 {
 		}
 	}
 	return objects
+}
+
+// bytes gives the set as bits: one word, the highest bits first, behind the other.
+func (s *objectSet) bytes() []byte {
+	b := make([]byte, 0, 8*len(s.words))
+	for _, w := range s.words {
+		b = binary.BigEndian.AppendUint64(b, w)
+	}
+	return b
 }
 
 func (s *objectSet) count() int64 {
