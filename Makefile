@@ -10,6 +10,7 @@ PAIRS ?= 100000
 TESTFLAGS ?=
 BENCHFLAGS ?=
 TIMEOUT ?= 30m
+STATIC ?= bin/rbd2qcow2-static
 
 # Evaluated when used: the headers that it looks at may have to be installed first.
 TAG = $(shell scripts/ceph-tag)
@@ -20,7 +21,7 @@ SCRIPTS = $(shell grep -rlIm1 '^\#!.*sh$$' scripts test .ci)
 
 export CGO_ENABLED := 1
 
-.PHONY: help deps deps-test build demo test test-short lint fuzz fuzz-changes bench cover clean
+.PHONY: help deps deps-test build build-static demo test test-short lint fuzz fuzz-changes bench cover clean
 
 help: ## list the targets
 	@awk -F ': .*## ' '/^[a-z-]+:.* ## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +34,9 @@ deps-test: deps ## install what the tests need (Ceph, QEMU)
 
 build: deps ## build bin/rbd2qcow2
 	go build -trimpath -buildvcs=false -tags '$(TAG)' -ldflags '-X main.version=$(VERSION)' -o bin/rbd2qcow2 ./cmd/rbd2qcow2
+
+build-static: ## build bin/rbd2qcow2-static: without Ceph, for a host that has nothing else
+	CGO_ENABLED=0 go build -trimpath -buildvcs=false -tags noceph -ldflags '-X main.version=$(VERSION)' -o '$(STATIC)' ./cmd/rbd2qcow2
 
 demo: build deps-test ## show a backup and a restore on a throw-away cluster
 	scripts/demo

@@ -105,7 +105,7 @@ type series struct {
 
 // newSeries makes images with that content and the first backup of each, on which increments will lie.
 func (l *lab) newSeries(ctx context.Context, name string, size int64, content []write, contestants ...string) (*series, error) {
-	s := &series{name: name, size: size, contestants: contestants, random: rand.New(rand.NewPCG(3, 14))}
+	s := &series{name: name, size: size, contestants: contestants, random: newRandom()}
 	for _, c := range contestants {
 		image := s.image(c)
 		l.say("prepare rbd/%s", image)
@@ -128,6 +128,8 @@ func (l *lab) newSeries(ctx context.Context, name string, size int64, content []
 	}
 	return s, nil
 }
+
+func newRandom() *rand.Rand { return rand.New(rand.NewPCG(3, 14)) }
 
 func (s *series) image(contestant string) string {
 	return s.name + "-" + map[string]string{oursAuto: "auto", oursPrecise: "precise", exportDiff: "peer"}[contestant]

@@ -128,7 +128,7 @@ func (l *lab) time(ctx context.Context, argv []string) (run, error) {
 	}
 	r.PeakBytes = usage.Maxrss << 10
 	r.CPUSeconds = (c.ProcessState.UserTime() + c.ProcessState.SystemTime()).Seconds()
-	if argv[0] == l.program {
+	if argv[0] == l.program && argv[1] == "backup" {
 		r.Report, err = parseReport(out.Bytes())
 	}
 	return r, err

@@ -41,7 +41,9 @@ func changeTarget(work string, limit float64, k key, value func(run) float64) ta
 	}}
 }
 
-func (l *lab) targets() []target {
+func (l *lab) targets() []target { return append(l.backupTargets(), l.restoreTargets()...) }
+
+func (l *lab) backupTargets() []target {
 	full, increment, unchanged := key{files, 0}, key{thin, 0}, key{nothing, 0}
 	size, larger := sizeText(l.thin), sizeText(l.large)
 	return []target{
@@ -55,20 +57,20 @@ func (l *lab) targets() []target {
 		changeTarget("that increment, on disk", 4, increment, allocated),
 		changeTarget("that increment, apparent", 7, increment, apparent),
 		timeTarget(size+", nothing changed, diff auto", 0.05, unchanged, oursAuto, exportDiff),
-		{work: larger + ", 100 scattered writes, diff auto", against: "time for " + size, format: times, value: grown(large, thin)},
-		{work: larger + ", nothing changed, diff auto", against: "time for " + size, format: times, value: grown(still, nothing)},
+		{work: larger + ", 100 scattered writes, diff auto", against: "time for " + size, format: times, value: grown(large, thin, oursAuto)},
+		{work: larger + ", nothing changed, diff auto", against: "time for " + size, format: times, value: grown(still, nothing, oursAuto)},
 		{work: "memory, any run", against: "that of " + info, limit: 256, format: "%.0f MiB more", value: memoryAboveInfo},
 	}
 }
 
-// grown is how much longer an increment takes on a larger image.
-func grown(larger, usual string) func(runs) spread {
+// grown is how much longer the same takes of more.
+func grown(larger, usual, contestant string) func(runs) spread {
 	return func(rs runs) spread {
-		before := rs.of(key{usual, 0}, oursAuto).spread(seconds)
+		before := rs.of(key{usual, 0}, contestant).spread(seconds)
 		if before.n == 0 {
 			return spread{}
 		}
-		return rs.of(key{larger, 0}, oursAuto).spread(func(r run) float64 { return r.Seconds / before.median })
+		return rs.of(key{larger, 0}, contestant).spread(func(r run) float64 { return r.Seconds / before.median })
 	}
 }
 
@@ -164,7 +166,8 @@ func (t *target) verdict(s spread) string {
 
 // peers says whom a contestant is compared with.
 func peers() map[string]string {
-	return map[string]string{oursNone: convertNone, oursZstd: convertZstd, oursAuto: exportDiff, oursPrecise: exportDiff}
+	return map[string]string{oursNone: convertNone, oursZstd: convertZstd, oursAuto: exportDiff, oursPrecise: exportDiff,
+		oursRestore: convertBack}
 }
 
 func (l *lab) printAll(w io.Writer) {

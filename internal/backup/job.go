@@ -33,6 +33,7 @@ type job struct {
 	snapshots []rbd.Snapshot
 	metadata  map[string]string
 
+	unfinished   bool     // a restore to the image is
 	trackingLied bool     // what the cluster says of changes was proved wrong
 	settled      bool     // another snapshot was made for the sake of ours
 	watchers     []string // who had the image open before our snapshot
@@ -50,6 +51,9 @@ func (j *job) do(ctx context.Context) error {
 	skip, err := j.skipped(ctx)
 	if err != nil {
 		return err
+	}
+	if j.unfinished {
+		return fmt.Errorf("image %s: a restore to it is not finished (\"rbd2qcow2 restore --resume\" goes on with it)", j.Pool.Spec(j.ref.Name))
 	}
 	if skip {
 		j.report.Status, j.report.Reason = Skipped, "the image's metadata has "+skipKey
@@ -145,6 +149,7 @@ func (j *job) skipped(ctx context.Context) (skip bool, err error) {
 	defer func() { err = errors.Join(err, img.Close()) }()
 	metadata, err := img.Metadata(ctx)
 	_, skip = metadata[skipKey]
+	_, j.unfinished = metadata[repo.UnfinishedKey]
 	return skip, err
 }
 

@@ -1,6 +1,10 @@
+//go:build !noceph
+
 package cli
 
 import (
+	"cmp"
+	"fmt"
 	"strings"
 	"time"
 
@@ -8,6 +12,15 @@ import (
 
 	"github.com/rbd2qcow2/rbd2qcow2/internal/rbd"
 )
+
+// buildNote is what the help says of a build that lacks something.
+const buildNote = ""
+
+// libraries tells which Ceph libraries the program runs with.
+func libraries() string {
+	v := rbd.LibraryVersion()
+	return fmt.Sprintf("Ceph libraries %s (librbd %s, librados %s)", cmp.Or(v.Library, "of an unknown release"), v.Librbd, v.Librados)
+}
 
 // cephFlags adds the options by which the rbd tool finds its cluster and its user.
 func cephFlags(f *pflag.FlagSet, c *rbd.Config) {

@@ -1,3 +1,5 @@
+//go:build !noceph
+
 package cli
 
 import (

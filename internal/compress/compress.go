@@ -1,13 +1,12 @@
 // Package compress gives the program its codecs by the names that --compress has for them. For zstd it uses libzstd,
-// which compresses clusters half as fast again as the pure Go codec of package qcow2, at a better ratio.
+// which compresses clusters half as fast again as the pure Go codec of package qcow2, at a better ratio. A build without
+// cgo uses that one.
 package compress
 
 import (
 	"fmt"
 	"strconv"
 	"strings"
-
-	"github.com/DataDog/zstd"
 
 	"github.com/rbd2qcow2/rbd2qcow2/qcow2"
 )
@@ -39,38 +38,7 @@ func Parse(s string) (name string, codec qcow2.Codec, err error) {
 		if level < 1 || level > 19 {
 			return "", nil, fmt.Errorf("compression %q: zstd levels are 1 to 19", s)
 		}
-		return fmt.Sprintf("zstd:%d", level), libzstd{qcow2.ZstdCodec(level), level}, nil
+		return fmt.Sprintf("zstd:%d", level), zstdCodec(level), nil
 	}
 	return "", nil, fmt.Errorf("compression %q: must be zstd, zlib or none", s)
-}
-
-// libzstd compresses with libzstd and decompresses as package qcow2 does.
-type libzstd struct {
-	qcow2.Codec
-	level int
-}
-
-func (c libzstd) NewEncoder() (qcow2.Encoder, error) {
-	return &encoder{ctx: zstd.NewCtx(), level: c.level}, nil
-}
-
-// encoder keeps one context of libzstd, which costs far more to make than to use.
-type encoder struct {
-	ctx     zstd.Ctx
-	level   int
-	scratch []byte // libzstd wants room for the worst case
-}
-
-func (e *encoder) Encode(dst, src []byte) (int, error) {
-	if bound := zstd.CompressBound(len(src)); len(e.scratch) < bound {
-		e.scratch = make([]byte, bound)
-	}
-	out, err := e.ctx.CompressLevel(e.scratch, src, e.level)
-	if err != nil {
-		return 0, err
-	}
-	if len(out) > len(dst) {
-		return 0, nil
-	}
-	return copy(dst, out), nil
 }

@@ -30,6 +30,10 @@ type Pending struct {
 
 // CreatePending makes a pending file in a directory, with a mode from which the process's umask is taken.
 func CreatePending(dir string, mode os.FileMode) (*Pending, error) {
+	// A file without a name gets one by way of /proc, which a chroot may lack.
+	if _, err := os.Stat("/proc/self/fd"); err != nil {
+		return createNamed(dir, mode)
+	}
 	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, uint32(mode.Perm()))
 	if err == nil {
 		return &Pending{File: os.NewFile(uintptr(fd), filepath.Join(dir, "(unnamed)")), dir: dir}, nil

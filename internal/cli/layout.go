@@ -1,0 +1,85 @@
+//go:build !noceph
+
+package cli
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"github.com/rbd2qcow2/rbd2qcow2/internal/rbd"
+	"github.com/rbd2qcow2/rbd2qcow2/internal/restore"
+)
+
+// unfinishedGrace bounds the look at what a failed restore has left.
+const unfinishedGrace = 3 * time.Second
+
+// layoutFlags are what a new image is made with, by the names of "rbd create".
+type layoutFlags struct {
+	features    []string
+	objectSize  string
+	dataPool    string
+	stripeUnit  string
+	stripeCount int64
+}
+
+func (f *layoutFlags) add(flags *pflag.FlagSet) {
+	flags.StringSliceVar(&f.features, "image-feature", nil, "`FEATURE`s of a new image; by default those that the image had")
+	flags.StringVar(&f.objectSize, "object-size", "", "`SIZE` of a new image's objects; by default as it was")
+	flags.StringVar(&f.dataPool, "data-pool", "", "`POOL` for a new image's data; by default as it was")
+	flags.StringVar(&f.stripeUnit, "stripe-unit", "", "`SIZE` of a new image's stripes; by default as it was")
+	flags.Int64Var(&f.stripeCount, "stripe-count", 0, "over `N` objects a new image's stripes go in turn; by default as it was")
+}
+
+func (f *layoutFlags) validate(target string) error {
+	given := len(f.features) > 0 || f.objectSize+f.dataPool+f.stripeUnit != "" || f.stripeCount != 0
+	if given && !isRBD(target) {
+		return usagef("--image-feature, --object-size, --data-pool and --stripe-* are for RBD images")
+	}
+	for option, size := range map[string]string{"object-size": f.objectSize, "stripe-unit": f.stripeUnit} {
+		if _, err := parseSize(size); err != nil {
+			return usageError{fmt.Errorf("--%s: %w", option, err)}
+		}
+	}
+	return nil
+}
+
+// create gives what was asked for, and otherwise what the point's identity tells of the image.
+func (f *layoutFlags) create(src *restore.Source) (o rbd.CreateOptions, err error) {
+	var names []string
+	if id := src.Chain.Points[0].Identity; id != nil {
+		i := &id.Image
+		names = i.Features
+		o = rbd.CreateOptions{ObjectSize: i.ObjectSize, DataPool: i.DataPool}
+		if i.StripeCount > 1 || i.StripeUnit != i.ObjectSize {
+			o.StripeUnit, o.StripeCount = i.StripeUnit, i.StripeCount
+		}
+	}
+	if len(f.features) > 0 {
+		names = strings.Split(strings.Join(f.features, ","), ",")
+	}
+	if names != nil {
+		if o.Features, err = rbd.ParseFeatures(names); err != nil {
+			return o, err
+		}
+		o.FeaturesSet = true
+	}
+	if f.objectSize != "" {
+		o.ObjectSize, err = parseSize(f.objectSize)
+		if f.stripeUnit == "" {
+			o.StripeUnit, o.StripeCount = 0, 0
+		}
+	}
+	if err == nil && f.stripeUnit != "" {
+		o.StripeUnit, err = parseSize(f.stripeUnit)
+	}
+	if f.stripeCount != 0 {
+		o.StripeCount = f.stripeCount
+	}
+	if f.dataPool != "" {
+		o.DataPool = f.dataPool
+	}
+	return o, err
+}
