@@ -133,12 +133,10 @@ func (n *names) read() error {
 	}
 	n.images = map[string][]*repo.Folder{}
 	for _, f := range folders {
-		name := f.Name
-		if id, err := f.Identity(n.repo.ID()); err == nil && id != nil {
-			name = id.Image.RealName()
-		} else if newest, err := f.Newest(); err == nil && newest == nil {
+		if newest, err := f.Newest(); err == nil && newest == nil {
 			continue
 		}
+		name := n.repo.ImageName(f)
 		n.images[name] = append(n.images[name], f)
 	}
 	n.until = time.Now().Add(namesTime)
