@@ -130,8 +130,7 @@ func TestRestoreInterrupted(t *testing.T) {
 			if status := d.interrupt(t, p.Point, name, c.signal); status != c.status {
 				t.Fatalf("exit status %d, want %d: was it over before?", status, c.status)
 			}
-			other := &disk{pool: pool, image: name, dir: program.Init(t)}
-			if r := program.Run(t, "backup", "--conf", pool.Conf, pool.String(), other.dir, name); r.Code != 1 || !strings.Contains(r.Stderr, "not finished") {
+			if r := program.Run(t, "backup", "--conf", pool.Conf, pool.String(), program.Init(t), name); r.Code != 1 || !strings.Contains(r.Stderr, "not finished") {
 				t.Errorf("backup of a marked image: exit status %d\n%s", r.Code, r.Stderr)
 			}
 			d.wantRefused(t, "it is unfinished", d.restoreArgs(p.Point, d.target(name)))
