@@ -85,19 +85,18 @@ func (b *digestBlock) digest(index int64) (d Digest, ok bool) {
 
 // block gives the digest block of an L2 table that is there.
 func (p *proof) block(index int64) (*digestBlock, error) {
-	cost := p.im.header.l2Entries() * (DigestSize + 1)
-	return p.im.shared.digests.get(blockKey{p.im, index}, cost, func() (*digestBlock, error) { return p.load(index) })
-}
-
-func (p *proof) load(index int64) (*digestBlock, error) {
-	guest := index * p.im.header.l2Span()
 	d, err := p.find(index)
 	if err != nil {
 		return nil, err
 	}
 	if d == nil || int64(d.l1Index) != index {
-		return nil, corrupt("L2 table", guest, "it has no digests")
+		return nil, corrupt("L2 table", index*p.im.header.l2Span(), "it has no digests")
 	}
+	cost := d.blockLength() + p.im.header.l2Entries()*3/16 + 64
+	return p.im.shared.digests.get(blockKey{p.im, index}, cost, func() (*digestBlock, error) { return p.load(index, d) })
+}
+
+func (p *proof) load(index int64, d *directoryEntry) (*digestBlock, error) {
 	table, _, err := p.im.l2Table(index)
 	if err != nil {
 		return nil, err

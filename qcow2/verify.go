@@ -156,7 +156,9 @@ func (im *Image) verifyBlock(d *directoryEntry, table int64) (digests, kinds []b
 		return nil, nil, err
 	}
 	block := make([]byte, d.blockLength())
-	if _, err := io.ReadFull(in, block); err != nil {
+	if _, err := io.ReadFull(in, block); errors.Is(err, io.EOF) {
+		return nil, nil, corrupt("digest block", guest, "the file has become shorter")
+	} else if err != nil {
 		return nil, nil, fmt.Errorf("read digest block: %w", err)
 	}
 	if digestOf(block) != d.hash {

@@ -1,10 +1,6 @@
 package qcow2
 
-import (
-	"errors"
-	"fmt"
-	"io"
-)
+import "fmt"
 
 // Extents appends to dst the map of the length bytes from off on, as the whole chain has them: in guest order, without
 // gaps, neighbours of one kind in one file joined. What lies behind the end of the disk is left out. Where Extent
@@ -74,21 +70,21 @@ func (w *window) isOpen() bool {
 // look fills in what one file holds. Behind its end the files below don't show through.
 func (w *window) look(file *Image, depth int) error {
 	w.runs = w.runs[:0]
-	for at := w.off; at < w.end; {
+	at := w.off
+	for at < min(w.end, file.Size()) {
 		e, err := file.FileExtent(at)
-		switch {
-		case errors.Is(err, io.EOF):
-			e = Extent{Offset: at, Length: w.end - at}
-		case err != nil:
+		if err != nil {
 			return err
-		case e.Kind == Unallocated:
+		}
+		if e.Depth = depth; e.Kind == Unallocated {
 			e.Depth = open
-		default:
-			e.Depth = depth
 		}
 		e.Length = min(e.Length, w.end-at)
 		w.runs = join(w.runs, 0, e)
 		at += e.Length
+	}
+	if at < w.end {
+		w.runs = join(w.runs, 0, Extent{Offset: at, Length: w.end - at})
 	}
 	w.next = w.next[:0]
 	runs := w.runs

@@ -141,3 +141,30 @@ func readProved(file []byte, below *qcow2.Image, want []byte) error {
 	}
 	return nil
 }
+
+// shrinking is a file that becomes shorter while it is read.
+type shrinking struct {
+	content []byte
+	length  int
+}
+
+func (s *shrinking) ReadAt(p []byte, off int64) (int, error) {
+	return bytes.NewReader(s.content[:s.length]).ReadAt(p, off)
+}
+
+// What a file has lost since it was opened is an error, not the end of the disk.
+func TestExtentsOfShrunkFile(t *testing.T) {
+	file := writeFile(t, qcow2.WriterOptions{ClusterSize: 4 << 10}, bytes.Repeat([]byte{7}, 16<<20), "identity")
+	r := &shrinking{file, len(file)}
+	im, err := qcow2.Open(r, int64(len(file)), qcow2.OpenOptions{Prove: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := im.Extents(nil, 0, 4096); err != nil { // the directory is known from here on
+		t.Fatal(err)
+	}
+	r.length -= 3 * (512*16 + 16)
+	if extents, err := im.Extents(nil, 0, 16<<20); err == nil || errors.Is(err, io.EOF) {
+		t.Errorf("%+v, %v", extents, err)
+	}
+}

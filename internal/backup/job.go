@@ -53,7 +53,7 @@ func (j *job) do(ctx context.Context) error {
 		return err
 	}
 	if j.unfinished {
-		return fmt.Errorf("image %s: a restore to it is not finished (\"rbd2qcow2 restore --resume\" goes on with it)", j.Pool.Spec(j.ref.Name))
+		return j.unfinishedError()
 	}
 	if skip {
 		j.report.Status, j.report.Reason = Skipped, "the image's metadata has "+skipKey
@@ -71,6 +71,10 @@ func (j *job) do(ctx context.Context) error {
 	}
 	err = j.locked(ctx, lock)
 	return errors.Join(err, lock.Unlock())
+}
+
+func (j *job) unfinishedError() error {
+	return fmt.Errorf("image %s: a restore to it is not finished (\"rbd2qcow2 restore --resume\" goes on with it)", j.Pool.Spec(j.ref.Name))
 }
 
 // locked is what is done under the folder's lock.
@@ -187,6 +191,12 @@ func (j *job) makePoint(ctx context.Context, b *base, id *repo.Identity) (err er
 			err = closeErr
 		}
 	}()
+	// It may have begun since the run has looked.
+	if metadata, err := src.Metadata(ctx); err != nil {
+		return err
+	} else if _, unfinished := metadata[repo.UnfinishedKey]; unfinished {
+		return j.unfinishedError()
+	}
 	if err := j.describeSnapshot(ctx, src, id); err != nil {
 		return err
 	}

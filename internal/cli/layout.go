@@ -3,6 +3,7 @@
 package cli
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 	"time"
@@ -33,9 +34,12 @@ func (f *layoutFlags) add(flags *pflag.FlagSet) {
 	flags.Int64Var(&f.stripeCount, "stripe-count", 0, "over `N` objects a new image's stripes go in turn; by default as it was")
 }
 
+func (f *layoutFlags) given() bool {
+	return len(f.features) > 0 || f.objectSize+f.dataPool+f.stripeUnit != "" || f.stripeCount != 0
+}
+
 func (f *layoutFlags) validate(target string) error {
-	given := len(f.features) > 0 || f.objectSize+f.dataPool+f.stripeUnit != "" || f.stripeCount != 0
-	if given && !isRBD(target) {
+	if f.given() && !isRBD(target) {
 		return usagef("--image-feature, --object-size, --data-pool and --stripe-* are for RBD images")
 	}
 	for option, size := range map[string]string{"object-size": f.objectSize, "stripe-unit": f.stripeUnit} {
@@ -47,12 +51,13 @@ func (f *layoutFlags) validate(target string) error {
 }
 
 // create gives what was asked for, and otherwise what the point's identity tells of the image.
-func (f *layoutFlags) create(src *restore.Source) (o rbd.CreateOptions, err error) {
+// pool is the name of the pool that it is made in, which as a data pool means none.
+func (f *layoutFlags) create(src *restore.Source, pool string) (o rbd.CreateOptions, err error) {
 	var names []string
 	if id := src.Chain.Points[0].Identity; id != nil {
 		i := &id.Image
-		names = i.Features
-		o = rbd.CreateOptions{ObjectSize: i.ObjectSize, DataPool: i.DataPool}
+		names = append([]string{}, i.Features...)
+		o = rbd.CreateOptions{ObjectSize: i.ObjectSize, DataPool: cmp.Or(i.DataPool, pool)}
 		if i.StripeCount > 1 || i.StripeUnit != i.ObjectSize {
 			o.StripeUnit, o.StripeCount = i.StripeUnit, i.StripeCount
 		}

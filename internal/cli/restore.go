@@ -198,6 +198,9 @@ func (j *restoreJob) openTarget() (restore.Target, error) {
 		if !j.overwrite {
 			return nil, fmt.Errorf("restore to %s: what the device holds would be lost (--overwrite does it)", j.target)
 		}
+		if j.isQCOW2(j.target) {
+			return nil, usagef("restore to %s: a device holds the raw disk, no qcow2 file", j.target)
+		}
 		return restore.OpenDevice(j.target, size)
 	}
 	if j.isQCOW2(j.target) {

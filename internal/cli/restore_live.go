@@ -104,7 +104,7 @@ func (j *restoreJob) carryOn(ctx context.Context, cluster *rbd.Cluster, r live.R
 func (j *restoreJob) beginLive(ctx context.Context, cluster *rbd.Cluster, r live.Request) (*live.Restore, error) {
 	o := live.Options{Listen: j.rbd.live.listen, Advertise: j.rbd.live.advertise}
 	var err error
-	if o.Create, err = j.rbd.layout.create(j.source); err != nil {
+	if o.Create, err = j.rbd.layout.create(j.source, r.Pool.Name()); err != nil {
 		return nil, err
 	}
 	own, err := cluster.Address(ctx)

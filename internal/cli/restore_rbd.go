@@ -47,6 +47,8 @@ func (f *rbdRestoreFlags) validate(target string, overwrite bool) error {
 		return usagef("--in-place and --resume are for RBD images (rbd:POOL/IMAGE)")
 	case modes > 1:
 		return usagef("--overwrite, --in-place and --resume exclude each other")
+	case modes > 0 && f.layout.given():
+		return usagef("--image-feature, --object-size, --data-pool and --stripe-* are for new images")
 	case f.noSafety && !f.inPlace:
 		return usagef("--no-safety-snapshot goes with --in-place")
 	}
@@ -115,7 +117,7 @@ func (j *restoreJob) toRBD(ctx context.Context) (stats restore.Stats, err error)
 func (j *restoreJob) whole(ctx context.Context, pool *rbd.Pool, image string) (stats restore.Stats, err error) {
 	r := rbdtarget.Request{Pool: pool, Name: image, Source: j.source, Overwrite: j.overwrite, Metadata: j.metadata(),
 		Logger: j.log}
-	if r.Create, err = j.rbd.layout.create(j.source); err != nil {
+	if r.Create, err = j.rbd.layout.create(j.source, pool.Name()); err != nil {
 		return stats, err
 	}
 	t, err := rbdtarget.Open(ctx, r)
@@ -161,7 +163,6 @@ func (j *restoreJob) inPlace(ctx context.Context, cluster *rbd.Cluster, pool *rb
 	}
 	if r.SafetySnapshot != "" {
 		j.report.Snapshot = pool.Spec(image) + "@" + r.SafetySnapshot
-		j.log.Info("made a snapshot of the image as it was", "snapshot", j.report.Snapshot)
 	}
 	j.report.Method, j.report.Reason = t.Method, t.Reason
 	j.log.Info("writing what differs", "method", t.Method, "reason", t.Reason)
@@ -174,7 +175,7 @@ func (j *restoreJob) newestChain() (*repo.Chain, error) {
 	if err != nil || newest == nil || newest.State == repo.Damaged {
 		return nil, err
 	}
-	chain, err := j.folder.OpenChain(newest.Name)
+	chain, err := openChain(j.folder, newest.Name, j.restoreFlags)
 	if err != nil {
 		j.log.Warn("the newest point can't tell what has changed since", "error", err)
 		return nil, nil
@@ -198,7 +199,7 @@ func (j *restoreJob) explainUnfinished(pool *rbd.Pool, image string, err error) 
 	if findErr != nil {
 		return err
 	}
-	if m, markErr := rbdtarget.Unfinished(ctx, pool, ref.ID); markErr != nil || m == nil {
+	if m, markErr := rbdtarget.Unfinished(ctx, pool, ref.ID); markErr != nil || m == nil || strings.Contains(err.Error(), "--overwrite") {
 		return err
 	}
 	return fmt.Errorf("%w; %s is marked as unfinished: --resume goes on, --overwrite starts over", err, pool.Spec(image))

@@ -78,6 +78,7 @@ func (p *InPlace) begin(ctx context.Context, r InPlaceRequest, ref rbd.ImageRef,
 		if err := p.writer.CreateSnapshot(ctx, r.SafetySnapshot); err != nil {
 			return err
 		}
+		r.Logger.Info("made a snapshot of the image as it was", "snapshot", r.Pool.Spec(ref.Name)+"@"+r.SafetySnapshot)
 	}
 	if err := p.find(ctx, r, ref); err != nil {
 		return err
@@ -97,7 +98,7 @@ func (p *InPlace) find(ctx context.Context, r InPlaceRequest, ref rbd.ImageRef) 
 	if err != nil {
 		return err
 	}
-	s := &search{InPlaceRequest: r, img: img, known: min(r.Source.Size, img.Size())}
+	s := &search{InPlaceRequest: r, img: img}
 	p.Extents, err = s.differing(ctx)
 	p.Method, p.Reason = s.method, s.reason
 	return errors.Join(err, img.Close())

@@ -3,6 +3,7 @@ package rbdtarget
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"github.com/rbd2qcow2/rbd2qcow2/internal/changes"
 	"github.com/rbd2qcow2/rbd2qcow2/internal/extent"
@@ -13,12 +14,14 @@ import (
 // unit is what places that may differ are widened to, in bytes: little, for all that is found there is compared.
 const unit = 4096
 
+// mapped is how much of the chain is mapped at once, in bytes.
+const mapped = 64 << 20
+
 // search finds the places where an image may differ from a point.
 type search struct {
 	InPlaceRequest
 	img    *rbd.Image // its head
-	known  int64      // behind that many bytes anything may differ: the least of the sizes that the disk has had
-	lists  [][]extent.Extent
+	places []extent.Extent
 	method string
 	reason string
 }
@@ -29,17 +32,14 @@ func (s *search) differing(ctx context.Context) (_ []extent.Extent, err error) {
 		err = s.byDiff(ctx)
 	}
 	if err == nil && s.method == "" {
-		s.lists, s.known = nil, min(s.Source.Size, s.img.Size())
+		s.places = nil
 		err = s.byContent(ctx)
 	}
-	if err != nil {
-		return nil, err
-	}
-	if s.known < s.Source.Size {
-		s.lists = append(s.lists, []extent.Extent{{Offset: s.known, Length: s.Source.Size - s.known, Data: true}})
-	}
-	return extent.Union(s.lists...), nil
+	return s.places, err
 }
+
+// add adds places.
+func (s *search) add(list *extent.List) { s.places = extent.Union(s.places, list.Extents()) }
 
 // whyCompare says why changes can't be told from the newest point on, or "".
 func (s *search) whyCompare(ctx context.Context) (string, error) {
@@ -77,28 +77,57 @@ func (s *search) byDiff(ctx context.Context) error {
 	if now, err := s.Pool.SnapshotID(ctx, s.img.ID(), snapshot.Name); err != nil || now != snapshot.ID {
 		return errors.Join(err, errors.New("the newest point's snapshot was removed while the image was compared with it"))
 	}
-	s.method, s.reason = MethodDiff, "since the newest point's snapshot: "+found.Method+", "+found.Reason
-	s.lists = append(s.lists, list.Extents())
-	s.known = min(s.known, snapshot.Size)
+	s.add(list)
+	known := min(s.Source.Size, s.img.Size(), snapshot.Size) // of the sizes that the disk had the least
 	wanted := s.Source.Chain.Points[0].Name
 	for i, file := 0, s.Newest.Image; s.Newest.Points[i].Name != wanted; i, file = i+1, file.Backing() {
-		if err := s.addStored(file.Size(), file.FileExtent); err != nil {
-			return err
+		stored := func(off int64) ([]qcow2.Extent, error) {
+			e, err := file.FileExtent(off)
+			return []qcow2.Extent{e}, err
 		}
-		s.known = min(s.known, file.Size())
+		if err := s.addStored(ctx, 0, file.Size(), stored); err != nil {
+			return s.giveUpDiff(err)
+		}
+		known = min(known, file.Size())
 	}
+	// Behind that, anything may differ that either side has.
+	if err := s.addContent(ctx, known); err != nil {
+		return err
+	}
+	s.method, s.reason = MethodDiff, "since the newest point's snapshot: "+found.Method+", "+found.Reason
+	return nil
+}
+
+// giveUpDiff takes damage of a newer point for a reason to compare, and no more.
+func (s *search) giveUpDiff(err error) error {
+	var corrupt *qcow2.CorruptError
+	if !errors.As(err, &corrupt) {
+		return err
+	}
+	s.reason = "a newer point is damaged: " + err.Error()
 	return nil
 }
 
 // byContent takes what the image has, and what the point has.
 func (s *search) byContent(ctx context.Context) error {
 	s.method = MethodCompare
+	return s.addContent(ctx, 0)
+}
+
+// addContent adds what either side has from an offset on.
+func (s *search) addContent(ctx context.Context, from int64) error {
+	if from >= s.Source.Size {
+		return nil
+	}
 	list := extent.NewList(s.Source.Size, unit)
 	if _, err := s.find(ctx, nil, list); err != nil {
 		return err
 	}
-	s.lists = append(s.lists, list.Extents())
-	return s.addStored(s.Source.Chain.Size(), s.Source.Chain.Extent)
+	behind := slices.DeleteFunc(list.Extents(), func(e extent.Extent) bool { return e.End() <= from })
+	s.places = extent.Union(s.places, behind)
+	return s.addStored(ctx, from, s.Source.Size, func(off int64) ([]qcow2.Extent, error) {
+		return s.Source.Chain.Extents(nil, off, mapped)
+	})
 }
 
 // find asks the cluster: about each object what has changed since the base, or, without one, about those that exist.
@@ -112,21 +141,27 @@ func (s *search) find(ctx context.Context, base *changes.Base, list *extent.List
 	})
 }
 
-// addStored adds what one file holds, or a chain, of so many bytes.
-func (s *search) addStored(size int64, find func(off int64) (qcow2.Extent, error)) error {
+// addStored adds what the chain, or one file of it, holds between two offsets. find gives some extents from an offset on.
+func (s *search) addStored(ctx context.Context, from, end int64, find func(off int64) ([]qcow2.Extent, error)) error {
 	list := extent.NewList(s.Source.Size, unit)
-	for off := int64(0); off < min(size, s.Source.Size); {
-		e, err := find(off)
-		if err != nil {
+	for off := from; off < min(end, s.Source.Size); {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		extents, err := find(off)
+		if err != nil || len(extents) == 0 {
 			return err
 		}
-		if e.Kind != qcow2.Unallocated {
+		for _, e := range extents {
+			off = e.Offset + e.Length
+			if e.Kind == qcow2.Unallocated {
+				continue
+			}
 			if err := list.Add(extent.Extent{Offset: e.Offset, Length: e.Length, Data: true}); err != nil {
 				return err
 			}
 		}
-		off = e.Offset + e.Length
 	}
-	s.lists = append(s.lists, list.Extents())
+	s.add(list)
 	return nil
 }

@@ -2,6 +2,7 @@
 package rbdtarget
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -37,6 +39,8 @@ type Request struct {
 type Target struct {
 	writer   *rbd.Writer
 	blank    bool
+	mu       sync.Mutex
+	head     []headPart // what a blank image's beginning gets last
 	metadata map[string]string
 	log      *slog.Logger
 }
@@ -92,8 +96,13 @@ func overwrite(ctx context.Context, r Request, ref rbd.ImageRef) (*Target, error
 	if before != nil && before.New {
 		t.metadata = r.Metadata
 	}
-	if err = t.mark(ctx, r.Source, before != nil && before.New); err == nil && t.writer.Size() != r.Source.Size {
-		err = t.writer.Resize(ctx, r.Source.Size)
+	// Cut off and grown again it is blank, whatever it held, and its parent, if it has one, shows through nowhere.
+	t.blank = true
+	err = t.mark(ctx, r.Source, before != nil && before.New)
+	for _, size := range []int64{0, r.Source.Size} {
+		if err == nil {
+			err = t.writer.Resize(ctx, size)
+		}
 	}
 	if err != nil {
 		return nil, errors.Join(err, t.Abort())
@@ -165,8 +174,23 @@ func (t *Target) Layout() restore.Layout {
 	return l
 }
 
-// Write implements restore.Target.
+// headSize is how much of an image's beginning is written last, in bytes: what a virtual machine would boot by.
+const headSize = 1 << 20
+
+type headPart struct {
+	off  int64
+	data []byte
+}
+
+// Write implements restore.Target. The beginning of a blank image is kept back.
 func (t *Target) Write(ctx context.Context, p []byte, off int64) error {
+	if t.blank && off < headSize {
+		kept := bytes.Clone(p[:min(int64(len(p)), headSize-off)])
+		t.mu.Lock()
+		t.head = append(t.head, headPart{off, kept})
+		t.mu.Unlock()
+		p, off = p[len(kept):], off+int64(len(kept))
+	}
 	return t.writer.Write(ctx, p, off)
 }
 
@@ -182,6 +206,14 @@ func (t *Target) Zero(ctx context.Context, off, length int64) error {
 
 // Finish implements restore.Target: a new image gets its metadata, and the mark goes last.
 func (t *Target) Finish(ctx context.Context) error {
+	if err := t.writer.Flush(ctx); err != nil {
+		return err
+	}
+	for _, p := range t.head {
+		if err := t.writer.Write(ctx, p.data, p.off); err != nil {
+			return err
+		}
+	}
 	if err := t.writer.Flush(ctx); err != nil {
 		return err
 	}

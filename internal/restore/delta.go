@@ -45,7 +45,7 @@ func (r *run) compareAll(ctx context.Context, dst Existing, extents []extent.Ext
 	g.Go(func() error {
 		defer close(pieces)
 		for _, e := range extents {
-			for _, p := range cut(extent.Extent{Offset: e.Offset, Length: e.Length, Data: true}, nil) {
+			for p := range cut(extent.Extent{Offset: e.Offset, Length: e.Length, Data: true}, nil) {
 				select {
 				case pieces <- p:
 				case <-ctx.Done():

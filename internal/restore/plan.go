@@ -2,6 +2,7 @@ package restore
 
 import (
 	"context"
+	"iter"
 	"slices"
 
 	"github.com/rbd2qcow2/rbd2qcow2/internal/extent"
@@ -33,8 +34,8 @@ func plan(ctx context.Context, src *Source, l Layout, send func(*piece) error) e
 	turn := make(chan struct{})
 	close(turn)
 	for off := int64(0); off < src.Size; {
-		if err := ctx.Err(); err != nil {
-			return err
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
 		}
 		extents, err := src.Chain.Extents(nil, off, min(window, src.Size-off))
 		if err != nil {
@@ -44,7 +45,7 @@ func plan(ctx context.Context, src *Source, l Layout, send func(*piece) error) e
 			if !e.Data && l.Blank {
 				continue
 			}
-			for _, p := range cut(e, extents) {
+			for p := range cut(e, extents) {
 				p.turn, turn = turn, make(chan struct{})
 				p.next = turn
 				if err := send(p); err != nil {
@@ -67,16 +68,19 @@ func areas(extents []qcow2.Extent) []extent.Extent {
 }
 
 // cut makes pieces of an area: zeroes stay together.
-func cut(e extent.Extent, extents []qcow2.Extent) (pieces []*piece) {
-	if !e.Data {
-		return []*piece{{off: e.Offset, length: e.Length}}
+func cut(e extent.Extent, extents []qcow2.Extent) iter.Seq[*piece] {
+	return func(yield func(*piece) bool) {
+		for off := e.Offset; off < e.End(); {
+			n := e.End() - off
+			if e.Data {
+				n = min(n, (off/step+1)*step-off)
+			}
+			if !yield(&piece{off: off, length: n, data: e.Data, extents: extents}) {
+				return
+			}
+			off += n
+		}
 	}
-	for off := e.Offset; off < e.End(); {
-		n := min(e.End(), (off/step+1)*step) - off
-		pieces = append(pieces, &piece{off: off, length: n, data: true, extents: extents})
-		off += n
-	}
-	return pieces
 }
 
 // read fills b with a piece.

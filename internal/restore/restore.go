@@ -120,8 +120,8 @@ func (r *run) passed(off int64) {
 
 // move brings one piece to the target.
 func (r *run) move(ctx context.Context, p *piece, buf []byte) error {
-	if err := ctx.Err(); err != nil {
-		return err
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
 	}
 	if !p.data {
 		r.zeroed.Add(p.length)
