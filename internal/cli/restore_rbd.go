@@ -190,8 +190,8 @@ func (j *restoreJob) newestChain() (*repo.Chain, error) {
 
 // explainUnfinished says in what state a failed restore leaves the image.
 func (j *restoreJob) explainUnfinished(pool *rbd.Pool, image string, err error) error {
-	if err == nil {
-		return nil
+	if err == nil || errors.As(err, new(*rbdtarget.RefusedError)) {
+		return err
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), unfinishedGrace)
 	defer cancel()
@@ -199,7 +199,7 @@ func (j *restoreJob) explainUnfinished(pool *rbd.Pool, image string, err error) 
 	if findErr != nil {
 		return err
 	}
-	if m, markErr := rbdtarget.Unfinished(ctx, pool, ref.ID); markErr != nil || m == nil || strings.Contains(err.Error(), "--overwrite") {
+	if m, markErr := rbdtarget.Unfinished(ctx, pool, ref.ID); markErr != nil || m == nil {
 		return err
 	}
 	return fmt.Errorf("%w; %s is marked as unfinished: --resume goes on, --overwrite starts over", err, pool.Spec(image))

@@ -139,7 +139,7 @@ func awaitUnused(ctx context.Context, w *rbd.Writer, wait time.Duration, log *sl
 		case err != nil || len(others) == 0:
 			return err
 		case time.Now().After(deadline):
-			return fmt.Errorf("restore to %s: it is in use, by %s: stop what uses it", w, strings.Join(others, ", "))
+			return refused("restore to %s: it is in use, by %s: stop what uses it", w, strings.Join(others, ", "))
 		case first:
 			log.Info("waiting for a client that has the image open; it may be one that was killed", "client", strings.Join(others, ", "))
 		}
@@ -151,6 +151,16 @@ func awaitUnused(ctx context.Context, w *rbd.Writer, wait time.Duration, log *sl
 	}
 }
 
+// RefusedError says why an image is not restored to: as it is, it stays.
+type RefusedError struct{ err error }
+
+func (e *RefusedError) Error() string { return e.err.Error() }
+
+// Unwrap returns the cause.
+func (e *RefusedError) Unwrap() error { return e.err }
+
+func refused(format string, args ...any) error { return &RefusedError{fmt.Errorf(format, args...)} }
+
 // refuse says why an image is not restored to.
 func refuse(ctx context.Context, pool *rbd.Pool, ref rbd.ImageRef) error {
 	m, err := Unfinished(ctx, pool, ref.ID)
@@ -158,10 +168,10 @@ func refuse(ctx context.Context, pool *rbd.Pool, ref rbd.ImageRef) error {
 		return err
 	}
 	if m != nil {
-		return fmt.Errorf("restore to %s: it is unfinished, from a restore of %s that began at %s: --resume goes on, --overwrite starts over",
+		return refused("restore to %s: it is unfinished, from a restore of %s that began at %s: --resume goes on, --overwrite starts over",
 			pool.Spec(ref.Name), m.Point, m.Started.Local().Format(time.DateTime))
 	}
-	return fmt.Errorf("restore to %s: it %w: --overwrite replaces all that it holds, --in-place writes what differs",
+	return refused("restore to %s: it %w: --overwrite replaces all that it holds, --in-place writes what differs",
 		pool.Spec(ref.Name), rbd.ErrExists)
 }
 

@@ -23,21 +23,37 @@ func (s *Stream) Write(ctx context.Context, p []byte, off int64) error {
 	if err := s.zeroes(ctx, off); err != nil {
 		return err
 	}
-	n, err := s.w.Write(p)
-	s.at += int64(n)
-	return err
+	return s.put(ctx, p)
+}
+
+// put writes p, unless ctx ends before the reader takes it: then the write goes on behind, until the program ends.
+func (s *Stream) put(ctx context.Context, p []byte) error {
+	type result struct {
+		n   int
+		err error
+	}
+	done := make(chan result, 1)
+	go func() {
+		n, err := s.w.Write(p)
+		done <- result{n, err}
+	}()
+	select {
+	case r := <-done:
+		s.at += int64(r.n)
+		return r.err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 // zeroes writes zeroes up to an offset.
 func (s *Stream) zeroes(ctx context.Context, off int64) error {
 	zeros := make([]byte, min(1<<20, max(0, off-s.at)))
 	for s.at < off {
-		if err := ctx.Err(); err != nil {
+		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		n, err := s.w.Write(zeros[:min(int64(len(zeros)), off-s.at)])
-		s.at += int64(n)
-		if err != nil {
+		if err := s.put(ctx, zeros[:min(int64(len(zeros)), off-s.at)]); err != nil {
 			return err
 		}
 	}
