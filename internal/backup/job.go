@@ -173,7 +173,7 @@ func (j *job) inspect(ctx context.Context) (err error) {
 	if j.snapshots, err = img.Snapshots(ctx); err != nil {
 		return err
 	}
-	if j.watchers, err = j.Pool.Watchers(ctx, j.ref.ID); err != nil {
+	if j.watchers, err = img.Watchers(ctx); err != nil {
 		return err
 	}
 	j.newest, err = j.folder.Newest()

@@ -23,8 +23,7 @@ type unsure struct {
 // newUnsure compares what existed when the base was read with the maps of the two snapshots; the newer one has so many objects.
 // nil: that is done without one, and any object may exist.
 func newUnsure(existed *objectSet, base, newer *rbd.ObjectMap, objects int64) *unsure {
-	all, none := newObjectSet(objects), newObjectSet(objects)
-	all.addRange(0, objects)
+	none := newObjectSet(objects)
 	u := &unsure{came: none, gone: none, hidden: none, removed: newObjectSet(objects), orphaned: none}
 	before, now := newObjectSet(objects), newObjectSet(objects)
 	if existed != nil {
@@ -39,9 +38,9 @@ func newUnsure(existed *objectSet, base, newer *rbd.ObjectMap, objects int64) *u
 	switch {
 	case existed == nil && newer == nil:
 	case existed == nil:
-		u.hidden = all.without(now)
+		u.hidden = allObjects(objects).without(now)
 	case newer == nil:
-		u.came = all.without(before).without(u.removed)
+		u.came = allObjects(objects).without(before).without(u.removed)
 	default:
 		u.came = now.without(before).without(u.removed)
 		u.gone = before.without(now).without(u.removed)

@@ -82,8 +82,6 @@ func (f *finder) existed(existence string, now *rbd.ObjectMap, parent *rbd.Paren
 	return s
 }
 
-func wordsOf(objects int64) int64 { return (objects + rbd.ObjectsPerWord - 1) / rbd.ObjectsPerWord }
-
 // from gives the first object behind a parent's overlap.
 func (f *finder) from(parent *rbd.Parent) int64 {
 	if parent == nil {

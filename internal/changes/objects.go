@@ -27,8 +27,17 @@ type objectSet struct {
 }
 
 func newObjectSet(objects int64) *objectSet {
-	return &objectSet{objects, make([]uint64, (objects+rbd.ObjectsPerWord-1)/rbd.ObjectsPerWord)}
+	return &objectSet{objects, make([]uint64, wordsOf(objects))}
 }
+
+func allObjects(objects int64) *objectSet {
+	s := newObjectSet(objects)
+	s.addRange(0, objects)
+	return s
+}
+
+// wordsOf is how many words so many objects take.
+func wordsOf(objects int64) int64 { return (objects + rbd.ObjectsPerWord - 1) / rbd.ObjectsPerWord }
 
 // addExisting adds the objects that exist in a map.
 func (s *objectSet) addExisting(m *rbd.ObjectMap) {

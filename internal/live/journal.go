@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/rbd2qcow2/rbd2qcow2/internal/repo"
 )
 
 // maxJournal is more than any journal has, in bytes.
@@ -49,7 +51,7 @@ type journal struct {
 func (r *Request) journalPath() string {
 	t, _ := json.Marshal(r.target()) // strings and a number: that can't fail
 	sum := sha256.Sum256(t)
-	return filepath.Join(r.Folder.Dir, ".state", fmt.Sprintf("live-%x.json", sum[:8]))
+	return r.Folder.StatePath(fmt.Sprintf("live-%x.json", sum[:8]))
 }
 
 // createJournal makes an empty journal; whatever an old one said, there is no image to it. It is for the owner only, since
@@ -62,7 +64,7 @@ func createJournal(path string) (*journal, error) {
 	if err != nil {
 		return nil, fmt.Errorf("keep what a resume needs: %w", err)
 	}
-	if err := errors.Join(j.file.Truncate(0), syncDir(path)); err != nil {
+	if err := errors.Join(j.file.Truncate(0), repo.SyncDir(filepath.Dir(path))); err != nil {
 		return nil, errors.Join(fmt.Errorf("keep what a resume needs: %w", err), j.close())
 	}
 	return j, nil
@@ -153,13 +155,3 @@ func (j *journal) remove() error {
 }
 
 func (j *journal) close() error { return j.file.Close() }
-
-// syncDir makes the name of a file durable.
-func syncDir(path string) error {
-	d, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
-}

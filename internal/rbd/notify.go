@@ -30,18 +30,23 @@ func (p *Pool) Refresh(ctx context.Context, imageID string) error {
 	return fail("notify clients of", p.idSpec(imageID, ""), err)
 }
 
-// Watchers names those who have the image open for writing, this process included: each time that it was opened gives
-// another name (rbd_watchers_list). A client among them may have crashed less than half a minute ago.
+// Watchers is [Image.Watchers] of the image with that id.
 func (p *Pool) Watchers(ctx context.Context, imageID string) ([]string, error) {
 	img, err := p.OpenAt(ctx, imageID, "")
 	if err != nil {
 		return nil, err
 	}
-	watchers, err := call(ctx, img.handle, img.image.ListWatchers, nil)
+	names, err := img.Watchers(ctx)
+	return names, errors.Join(err, img.Close())
+}
+
+// Watchers names those who have the image open for writing now, this process included: each time that it was opened gives
+// another name (rbd_watchers_list). A client among them may have crashed less than half a minute ago.
+func (i *Image) Watchers(ctx context.Context) ([]string, error) {
+	watchers, err := call(ctx, i.handle, i.image.ListWatchers, nil)
 	var names []string
 	for _, w := range watchers {
 		names = append(names, fmt.Sprintf("client.%d %s %d", w.Id, w.Addr, w.Cookie))
 	}
-	err = errors.Join(err, img.Close())
-	return names, fail("list watchers of", p.idSpec(imageID, ""), err)
+	return names, fail("list watchers of", i.spec, err)
 }

@@ -235,7 +235,7 @@ func (t *Target) Finish(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := t.writer.RemoveMetadata(ctx, MarkKey); err != nil {
+	if err := t.writer.RemoveMetadata(ctx, repo.UnfinishedKey); err != nil {
 		return err
 	}
 	return t.writer.Close()
@@ -244,10 +244,7 @@ func (t *Target) Finish(ctx context.Context) error {
 // Abort implements restore.Target. The image stays, marked as unfinished.
 func (t *Target) Abort() error { return t.writer.Close() }
 
-// MarkKey is the key in the metadata of an image whose restore is not finished.
-const MarkKey = repo.UnfinishedKey
-
-// Mark is its value.
+// Mark is the value of repo.UnfinishedKey in the metadata of an image whose restore is not finished.
 type Mark struct {
 	Point   string    `json:"point"` // FOLDER@POINT
 	PointID string    `json:"point_id,omitempty"`
@@ -264,7 +261,7 @@ func (t *Target) mark(ctx context.Context, src *restore.Source, fresh bool) erro
 	if err != nil {
 		return err
 	}
-	return t.writer.SetMetadata(ctx, MarkKey, string(b))
+	return t.writer.SetMetadata(ctx, repo.UnfinishedKey, string(b))
 }
 
 // Unfinished gives the mark of an image, nil where it has none.
@@ -277,7 +274,7 @@ func Unfinished(ctx context.Context, pool *rbd.Pool, imageID string) (*Mark, err
 	if err = errors.Join(err, img.Close()); err != nil {
 		return nil, err
 	}
-	value, ok := metadata[MarkKey]
+	value, ok := metadata[repo.UnfinishedKey]
 	if !ok {
 		return nil, nil
 	}

@@ -70,7 +70,7 @@ func (f *Folder) Create() error {
 		return fmt.Errorf("make folder: %w", err)
 	}
 	crashpoint.Reach(crashpoint.FolderMade)
-	if err := syncDir(filepath.Dir(f.Dir)); err != nil {
+	if err := SyncDir(filepath.Dir(f.Dir)); err != nil {
 		return fmt.Errorf("make folder: %w", err)
 	}
 	// Last: that it is there tells the next run that the folder's name is on disk.
@@ -104,6 +104,9 @@ func (f *Folder) HasForeignPoints() bool {
 
 // FileName is the name of a point's file in the folder.
 func (f *Folder) FileName(p PointName) string { return f.Name + "@" + string(p) + ".qcow2" }
+
+// StatePath is the path of a small file that may be lost.
+func (f *Folder) StatePath(name string) string { return filepath.Join(f.Dir, stateDir, name) }
 
 // Path is the path of a point's file.
 func (f *Folder) Path(p PointName) string { return filepath.Join(f.Dir, f.FileName(p)) }

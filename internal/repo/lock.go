@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -51,7 +50,7 @@ type Lock struct {
 
 // Lock takes the folder's lock, or fails at once with a *LockedError.
 func (f *Folder) Lock() (*Lock, error) {
-	path := filepath.Join(f.Dir, stateDir, "lock")
+	path := f.StatePath("lock")
 	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o640)
 	if err != nil {
 		return nil, fmt.Errorf("lock folder: %w", err)

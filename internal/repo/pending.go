@@ -76,7 +76,7 @@ func (p *Pending) Commit(name string, mtime time.Time) error {
 		return err
 	}
 	crashpoint.Reach(crashpoint.Linked)
-	if err := syncDir(p.dir); err != nil {
+	if err := SyncDir(p.dir); err != nil {
 		return err
 	}
 	crashpoint.Reach(crashpoint.DirectorySynced)
@@ -131,7 +131,7 @@ func (p *Pending) Publish(name string, replace bool) error {
 	if err := give(path); err != nil {
 		return err
 	}
-	if err := syncDir(p.dir); err != nil {
+	if err := SyncDir(p.dir); err != nil {
 		return err
 	}
 	return p.Close()
@@ -192,7 +192,8 @@ func unlocked(path string) (bool, error) {
 	return err == nil, nil
 }
 
-func syncDir(dir string) error {
+// SyncDir returns when the names of the files in a directory are on disk.
+func SyncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {
 		return err
@@ -226,5 +227,5 @@ func writeFileAtomic(path string, content []byte, mode os.FileMode, name func(p 
 	if err := name(p, path); err != nil {
 		return err
 	}
-	return syncDir(dir)
+	return SyncDir(dir)
 }
