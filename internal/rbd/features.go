@@ -15,10 +15,11 @@ type Features uint64
 
 // Features that matter here.
 const (
-	FeatureObjectMap  = Features(librbd.FeatureObjectMap)
-	FeatureFastDiff   = Features(librbd.FeatureFastDiff)
-	FeatureMigrating  = Features(librbd.FeatureMigrating)
-	FeatureNonPrimary = Features(1 << 10)
+	FeatureExclusiveLock = Features(librbd.FeatureExclusiveLock)
+	FeatureObjectMap     = Features(librbd.FeatureObjectMap)
+	FeatureFastDiff      = Features(librbd.FeatureFastDiff)
+	FeatureMigrating     = Features(librbd.FeatureMigrating)
+	FeatureNonPrimary    = Features(1 << 10)
 )
 
 // creatable are the features that whoever creates an image chooses.

@@ -20,8 +20,8 @@ const (
 
 // Writer is an image opened for writing, at its head. It is safe for concurrent use.
 //
-// There should be one Writer per image and process: librbd's exclusive lock goes to whoever writes,
-// and two would pass it to and fro.
+// There should be one Writer per image and process: unless [Writer.Lock] keeps it, librbd's exclusive lock goes to whoever
+// writes, and two would pass it to and fro.
 //
 // A write that a full pool has no room for fails at once and matches ErrQuota. Other errors match ErrPermission, ErrBlocklisted,
 // ErrTimeout, or, with a [*LockedError], ErrLocked: another client holds the image's lock and does not give it up.
@@ -69,6 +69,18 @@ func (w *Writer) Period() int64 { return w.img.Period() }
 
 // String returns the name for messages.
 func (w *Writer) String() string { return w.img.spec }
+
+// Lock takes the image's exclusive lock and keeps it until Close (rbd_lock_acquire): others who try to write get EROFS, and what
+// a client that died has left in the image's journal is in the image when Lock returns. It returns false where the image does not
+// have the feature. Whoever has the image open gives up a lock that it was not told to keep: see [Writer.OtherWatchers].
+func (w *Writer) Lock(ctx context.Context) (bool, error) {
+	if !w.img.features.Has(FeatureExclusiveLock) {
+		return false, nil
+	}
+	// The larger the journal, the longer it takes.
+	err := w.use(ctx, doUnwatched, func(img *librbd.Image) error { return img.LockAcquire(librbd.LockModeExclusive) })
+	return err == nil, fail("lock", w.img.spec, err)
+}
 
 // Write writes p at off; all of it must lie inside the image (rbd_write). It is on stable storage after [Writer.Flush].
 //

@@ -60,6 +60,7 @@ func TestWriter(t *testing.T) {
 		"watchers":   testOtherWatchers,
 		"concurrent": testWritersConcurrently,
 		"locked":     testLockedWriter,
+		"lock":       testWriterLock,
 	} {
 		t.Run(name, func(t *testing.T) { test(ctx, t, tp, p) })
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -33,6 +34,46 @@ func testLockedWriter(ctx context.Context, t *testing.T, tp *cephtest.Pool, p *P
 		if !errors.As(err, &locked) || locked.Image != tp.Spec("locked") || !strings.HasPrefix(locked.Client, "client.") {
 			t.Errorf("%s: %v", what, err)
 		}
+	}
+}
+
+// testWriterLock holds the lock while another client tries to write.
+func testWriterLock(ctx context.Context, t *testing.T, tp *cephtest.Pool, p *Pool) {
+	ref, err := p.CreateImage(ctx, "kept", CreateOptions{Size: 8 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := p.OpenWriter(ctx, ref.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if locked, err := w.Lock(ctx); err != nil || !locked {
+		t.Errorf("lock: %v, %v", locked, err)
+	}
+	other, err := librbd.OpenImage(adminContext(ctx, t, tp), "kept", librbd.NoSnapshot)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	write := func() error { _, err := other.WriteAt([]byte{1}, 0); return err }
+	if err := within(t, 5*time.Second, "write while it is locked", write); !errors.Is(translate(err), syscall.EROFS) {
+		t.Errorf("another client writes: %v", err)
+	}
+	if err := w.Write(ctx, []byte{2}, 0); err != nil {
+		t.Error(err)
+	}
+	if err := w.CreateSnapshot(ctx, "s"); err != nil {
+		t.Error(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := within(t, 5*time.Second, "write", write); err != nil {
+		t.Error(err)
+	}
+	plain := newWriter(ctx, t, p, "unlocked", CreateOptions{Size: 8 << 20, FeaturesSet: true, Features: Features(librbd.FeatureLayering)})
+	if locked, err := plain.Lock(ctx); err != nil || locked {
+		t.Errorf("lock an image that has no lock: %v, %v", locked, err)
 	}
 }
 

@@ -53,11 +53,20 @@ func (s *search) whyCompare(ctx context.Context) (string, error) {
 	case id.Image.FSID != s.FSID || id.Image.PoolID != s.Pool.ID() || id.Image.Namespace != s.Pool.Namespace() || id.Image.ID != s.img.ID():
 		return "it is another image than the one that was backed up", nil
 	}
-	now, err := s.Pool.SnapshotID(ctx, s.img.ID(), id.Snapshot.Name)
-	if errors.Is(err, rbd.ErrNotFound) || err == nil && now != id.Snapshot.ID {
+	gone, err := s.gone(ctx, rbd.Snapshot{ID: id.Snapshot.ID, Name: id.Snapshot.Name})
+	if gone {
 		return "the newest point's snapshot is gone", nil
 	}
 	return "", err
+}
+
+// gone says whether the image has a snapshot no longer.
+func (s *search) gone(ctx context.Context, snapshot rbd.Snapshot) (bool, error) {
+	now, err := s.Pool.SnapshotID(ctx, s.img.ID(), snapshot.Name)
+	if errors.Is(err, rbd.ErrNotFound) {
+		return true, nil
+	}
+	return err == nil && now != snapshot.ID, err
 }
 
 // byDiff takes what has changed in the image since the newest point, and what has in the chain since the point wanted.
@@ -66,16 +75,17 @@ func (s *search) byDiff(ctx context.Context) error {
 	snapshot := rbd.Snapshot{ID: id.Snapshot.ID, Name: id.Snapshot.Name, Kind: rbd.UserSnapshot, Size: id.Snapshot.Size}
 	list := extent.NewList(s.Source.Size, unit)
 	found, err := s.find(ctx, changes.NewBase(snapshot, id), list)
+	// librbd finds nothing, without an error, where the snapshot was removed meanwhile.
+	if gone, goneErr := s.gone(ctx, snapshot); gone || goneErr != nil {
+		s.reason = "the newest point's snapshot was removed meanwhile"
+		return goneErr
+	}
 	if err != nil {
 		return err
 	}
 	if found.Unprovable {
 		s.reason = found.Reason
 		return nil
-	}
-	// librbd finds nothing, without an error, where the snapshot was removed meanwhile.
-	if now, err := s.Pool.SnapshotID(ctx, s.img.ID(), snapshot.Name); err != nil || now != snapshot.ID {
-		return errors.Join(err, errors.New("the newest point's snapshot was removed while the image was compared with it"))
 	}
 	s.add(list)
 	known := min(s.Source.Size, s.img.Size(), snapshot.Size) // of the sizes that the disk had the least

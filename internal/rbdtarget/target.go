@@ -4,16 +4,13 @@ package rbdtarget
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
-	"fmt"
 	"log/slog"
 	"maps"
 	"slices"
 	"strings"
 	"sync"
 	"syscall"
-	"time"
 
 	"github.com/rbd2qcow2/rbd2qcow2/internal/rbd"
 	"github.com/rbd2qcow2/rbd2qcow2/internal/repo"
@@ -39,6 +36,7 @@ type Request struct {
 type Target struct {
 	writer   *rbd.Writer
 	blank    bool
+	locked   bool // nobody else can write
 	mu       sync.Mutex
 	head     []headPart // what a blank image's beginning gets last
 	metadata map[string]string
@@ -110,71 +108,6 @@ func overwrite(ctx context.Context, r Request, ref rbd.ImageRef) (*Target, error
 	return t, nil
 }
 
-// open opens an image that nobody else has open. After a restore that was killed the cluster takes its client for alive for
-// a while: for that of a marked image open waits.
-func open(ctx context.Context, pool *rbd.Pool, ref rbd.ImageRef, marked bool, log *slog.Logger) (*Target, error) {
-	w, err := pool.OpenWriter(ctx, ref.ID)
-	if err != nil {
-		return nil, err
-	}
-	wait := time.Duration(0)
-	if marked {
-		wait = deadClientWait
-	}
-	if err := awaitUnused(ctx, w, wait, log); err != nil {
-		return nil, errors.Join(err, w.Close())
-	}
-	return &Target{writer: w, log: log}, nil
-}
-
-// deadClientWait is longer than osd_client_watch_timeout, which is 30 seconds by default.
-const deadClientWait = 40 * time.Second
-
-// awaitUnused waits until no other client has the image open.
-func awaitUnused(ctx context.Context, w *rbd.Writer, wait time.Duration, log *slog.Logger) error {
-	deadline := time.Now().Add(wait)
-	for first := true; ; first = false {
-		others, err := w.OtherWatchers(ctx)
-		switch {
-		case err != nil || len(others) == 0:
-			return err
-		case time.Now().After(deadline):
-			return refused("restore to %s: it is in use, by %s: stop what uses it", w, strings.Join(others, ", "))
-		case first:
-			log.Info("waiting for a client that has the image open; it may be one that was killed", "client", strings.Join(others, ", "))
-		}
-		select {
-		case <-time.After(time.Second / 2):
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
-}
-
-// RefusedError says why an image is not restored to: as it is, it stays.
-type RefusedError struct{ err error }
-
-func (e *RefusedError) Error() string { return e.err.Error() }
-
-// Unwrap returns the cause.
-func (e *RefusedError) Unwrap() error { return e.err }
-
-func refused(format string, args ...any) error { return &RefusedError{fmt.Errorf(format, args...)} }
-
-// refuse says why an image is not restored to.
-func refuse(ctx context.Context, pool *rbd.Pool, ref rbd.ImageRef) error {
-	m, err := Unfinished(ctx, pool, ref.ID)
-	if err != nil {
-		return err
-	}
-	if m != nil {
-		return refused("restore to %s: it is unfinished, from a restore of %s that began at %s: --resume goes on, --overwrite starts over",
-			pool.Spec(ref.Name), m.Point, m.Started.Local().Format(time.DateTime))
-	}
-	return refused("restore to %s: it %w: --overwrite replaces all that it holds, --in-place writes what differs",
-		pool.Spec(ref.Name), rbd.ErrExists)
-}
-
 // Layout implements restore.Target.
 func (t *Target) Layout() restore.Layout {
 	l := restore.Layout{Blank: t.blank, Hole: hole}
@@ -219,6 +152,9 @@ func (t *Target) Finish(ctx context.Context) error {
 	if err := t.writer.Flush(ctx); err != nil {
 		return err
 	}
+	if err := t.checkAlone(ctx); err != nil {
+		return err
+	}
 	for _, p := range t.head {
 		if err := t.writer.Write(ctx, p.data, p.off); err != nil {
 			return err
@@ -243,44 +179,3 @@ func (t *Target) Finish(ctx context.Context) error {
 
 // Abort implements restore.Target. The image stays, marked as unfinished.
 func (t *Target) Abort() error { return t.writer.Close() }
-
-// Mark is the value of repo.UnfinishedKey in the metadata of an image whose restore is not finished.
-type Mark struct {
-	Point   string    `json:"point"` // FOLDER@POINT
-	PointID string    `json:"point_id,omitempty"`
-	New     bool      `json:"new"` // the image was made by the restore
-	Started time.Time `json:"started"`
-}
-
-func (t *Target) mark(ctx context.Context, src *restore.Source, fresh bool) error {
-	m := Mark{Point: src.Describe(), New: fresh, Started: time.Now().UTC().Truncate(time.Second)}
-	if id := src.Chain.Points[0].Identity; id != nil {
-		m.PointID = id.PointID
-	}
-	b, err := json.Marshal(m)
-	if err != nil {
-		return err
-	}
-	return t.writer.SetMetadata(ctx, repo.UnfinishedKey, string(b))
-}
-
-// Unfinished gives the mark of an image, nil where it has none.
-func Unfinished(ctx context.Context, pool *rbd.Pool, imageID string) (*Mark, error) {
-	img, err := pool.OpenAt(ctx, imageID, "")
-	if err != nil {
-		return nil, err
-	}
-	metadata, err := img.Metadata(ctx)
-	if err = errors.Join(err, img.Close()); err != nil {
-		return nil, err
-	}
-	value, ok := metadata[repo.UnfinishedKey]
-	if !ok {
-		return nil, nil
-	}
-	m := new(Mark)
-	if err := json.Unmarshal([]byte(value), m); err != nil {
-		m.Point = "an unknown point" // the mark counts, whatever it says
-	}
-	return m, nil
-}
