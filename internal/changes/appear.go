@@ -50,9 +50,9 @@ func newUnsure(existed *objectSet, base, newer *rbd.ObjectMap, objects int64) *u
 
 // complete reports the objects of a piece, which is of whole sets of objects, as a whole of which the finds may not be
 // all.
-func (f *finder) complete(ctx context.Context, p *piece) {
-	if f.unsure == nil || p.err != nil {
-		return
+func (f *finder) complete(ctx context.Context, p *piece) error {
+	if f.unsure == nil {
+		return nil
 	}
 	first, end := p.off/f.img.Period()*f.img.StripeCount(), (p.end+f.img.Period()-1)/f.img.Period()*f.img.StripeCount()
 	whole := map[int64]bool{} // true: as data; false: as zeroes
@@ -65,28 +65,28 @@ func (f *finder) complete(ctx context.Context, p *piece) {
 	extents := f.split(p.extents)
 	found := f.reach(extents)
 	// Of a new object everything is reported, from its beginning to its end; where a parent shows through that is not so.
-	p.err = f.compareReach(ctx, slices.Collect(f.unsure.came.between(first, end)), func(object, exists int64) {
+	err := f.compareReach(ctx, slices.Collect(f.unsure.came.between(first, end)), func(object, exists int64) {
 		if f.hasParent(object) || found[object] != exists {
 			whole[object] = true
 		}
 	})
 	// A flatten passes over objects that the head's map has, wrongly.
-	if p.err == nil {
-		p.err = f.compareReach(ctx, slices.Collect(f.unsure.orphaned.between(first, end)), func(object, exists int64) {
+	if err == nil {
+		err = f.compareReach(ctx, slices.Collect(f.unsure.orphaned.between(first, end)), func(object, exists int64) {
 			if m := f.maps[f.newer.ID]; exists == 0 || m != nil && state(m, object) == 0 {
 				whole[object] = f.hasParent(object)
 			}
 		})
 	}
-	if p.err == nil {
-		p.err = f.compareReach(ctx, slices.Collect(f.unsure.hidden.between(first, end)), func(object, exists int64) {
+	if err == nil {
+		err = f.compareReach(ctx, slices.Collect(f.unsure.hidden.between(first, end)), func(object, exists int64) {
 			if exists != 0 {
 				whole[object] = f.hasParent(object)
 			}
 		})
 	}
-	if p.err != nil || len(whole) == 0 {
-		return
+	if err != nil || len(whole) == 0 {
+		return err
 	}
 	p.extents = slices.DeleteFunc(extents, func(e rbd.Extent) bool {
 		n, _ := f.objectAt(e.Offset)
@@ -97,6 +97,7 @@ func (f *finder) complete(ctx context.Context, p *piece) {
 		p.extents = append(p.extents, f.stripes(n, data)...)
 	}
 	slices.SortFunc(p.extents, func(a, b rbd.Extent) int { return cmp.Compare(a.Offset, b.Offset) })
+	return nil
 }
 
 // compareReach asks for all that objects, in ascending order, have at the newer snapshot, whatever any map says.

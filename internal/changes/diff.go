@@ -22,10 +22,27 @@ type piece struct {
 	done    chan struct{} // closed when extents or err is set
 }
 
-// diff asks the precise diff about the ranges, several pieces of them at a time, and passes on what it finds in order.
-// When it returns, no call is left that could still find something.
+// diff asks the precise diff about the ranges and passes on what it finds in order.
 func (f *finder) diff(ctx context.Context, from string, ranges []span, progress func(done, total int64),
 	add func(rbd.Extent) error,
+) error {
+	ask := func(ctx context.Context, p *piece) error {
+		err := f.img.Diff(ctx, from, p.off, p.end-p.off, func(e rbd.Extent) error {
+			p.extents = append(p.extents, e)
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		return f.complete(ctx, p)
+	}
+	return f.each(ctx, ranges, progress, ask, func(p *piece) error { return p.pass(add) })
+}
+
+// each asks about several pieces of the ranges at a time, and passes them on in order. When it returns, no call is left that
+// could still find something.
+func (f *finder) each(ctx context.Context, ranges []span, progress func(done, total int64),
+	ask func(context.Context, *piece) error, pass func(*piece) error,
 ) error {
 	parallel := f.o.Parallel
 	if parallel == 0 {
@@ -39,14 +56,17 @@ func (f *finder) diff(ctx context.Context, from string, ranges []span, progress 
 	defer stop()
 	// Pieces under way or waiting for their turn: the bound of calls and of memory.
 	order := make(chan *piece, parallel)
-	go f.start(calls, from, ranges, order)
+	go f.start(calls, ranges, ask, order)
 	var failed error
 	for p := range order {
 		<-p.done
 		if failed != nil {
 			continue
 		}
-		if failed = p.pass(add); failed != nil {
+		if failed = p.err; failed == nil {
+			failed = pass(p)
+		}
+		if failed != nil {
 			stop()
 		}
 		done += p.end - p.off
@@ -61,7 +81,7 @@ func (f *finder) diff(ctx context.Context, from string, ranges []span, progress 
 }
 
 // start begins the calls in order, until all are begun or ctx ends.
-func (f *finder) start(ctx context.Context, from string, ranges []span, order chan<- *piece) {
+func (f *finder) start(ctx context.Context, ranges []span, ask func(context.Context, *piece) error, order chan<- *piece) {
 	defer close(order)
 	for s := range f.pieces(ranges) {
 		p := &piece{span: s, done: make(chan struct{})}
@@ -72,20 +92,13 @@ func (f *finder) start(ctx context.Context, from string, ranges []span, order ch
 		}
 		go func() {
 			defer close(p.done)
-			p.err = f.img.Diff(ctx, from, p.off, p.end-p.off, func(e rbd.Extent) error {
-				p.extents = append(p.extents, e)
-				return nil
-			})
-			f.complete(ctx, p)
+			p.err = ask(ctx, p)
 		}()
 	}
 }
 
 // pass hands on what was found.
 func (p *piece) pass(add func(rbd.Extent) error) error {
-	if p.err != nil {
-		return p.err
-	}
 	for _, e := range p.extents {
 		if err := add(e); err != nil {
 			return err

@@ -109,6 +109,11 @@ func (s *objectSet) addRange(first, end int64) {
 	}
 }
 
+func (s *objectSet) has(object int64) bool {
+	word, shift := place(object)
+	return s.words[word]>>shift&1 != 0
+}
+
 // trim takes out what another map has behind the last object.
 func (s *objectSet) trim() {
 	if rest := s.objects % rbd.ObjectsPerWord; rest > 0 {

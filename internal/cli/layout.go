@@ -5,6 +5,7 @@ package cli
 import (
 	"cmp"
 	"fmt"
+	"log/slog"
 	"strings"
 	"time"
 
@@ -30,7 +31,7 @@ func (f *layoutFlags) add(flags *pflag.FlagSet) {
 	flags.StringSliceVar(&f.features, "image-feature", nil, "`FEATURE`s of a new image; by default those that the image had")
 	flags.StringVar(&f.objectSize, "object-size", "", "`SIZE` of a new image's objects; by default as it was")
 	flags.StringVar(&f.dataPool, "data-pool", "", "`POOL` for a new image's data; by default as it was")
-	flags.StringVar(&f.stripeUnit, "stripe-unit", "", "`SIZE` of a new image's stripes; by default as it was")
+	flags.StringVar(&f.stripeUnit, "stripe-unit", "", "`SIZE` of a new image's stripes; by default as it was, where that fits --object-size")
 	flags.Int64Var(&f.stripeCount, "stripe-count", 0, "over `N` objects a new image's stripes go in turn; by default as it was")
 }
 
@@ -52,7 +53,7 @@ func (f *layoutFlags) validate(target string) error {
 
 // create gives what was asked for, and otherwise what the point's identity tells of the image.
 // pool is the name of the pool that it is made in, which as a data pool means none.
-func (f *layoutFlags) create(src *restore.Source, pool string) (o rbd.CreateOptions, err error) {
+func (f *layoutFlags) create(src *restore.Source, pool string, log *slog.Logger) (o rbd.CreateOptions, err error) {
 	var names []string
 	if id := src.Chain.Points[0].Identity; id != nil {
 		i := &id.Image
@@ -71,20 +72,32 @@ func (f *layoutFlags) create(src *restore.Source, pool string) (o rbd.CreateOpti
 		}
 		o.FeaturesSet = true
 	}
+	if f.dataPool != "" {
+		o.DataPool = f.dataPool
+	}
+	return o, f.stripes(&o, log)
+}
+
+// stripes sets the size of objects, and how stripes go over them: as before, where that is possible and nothing else was
+// asked for.
+func (f *layoutFlags) stripes(o *rbd.CreateOptions, log *slog.Logger) (err error) {
 	if f.objectSize != "" {
-		o.ObjectSize, err = parseSize(f.objectSize)
-		if f.stripeUnit == "" {
-			o.StripeUnit, o.StripeCount = 0, 0
+		if o.ObjectSize, err = parseSize(f.objectSize); err != nil {
+			return err
 		}
 	}
-	if err == nil && f.stripeUnit != "" {
-		o.StripeUnit, err = parseSize(f.stripeUnit)
+	if f.stripeUnit != "" {
+		if o.StripeUnit, err = parseSize(f.stripeUnit); err != nil {
+			return err
+		}
 	}
 	if f.stripeCount != 0 {
 		o.StripeCount = f.stripeCount
 	}
-	if f.dataPool != "" {
-		o.DataPool = f.dataPool
+	if f.stripeUnit == "" && f.stripeCount == 0 && o.StripeUnit > 0 && o.ObjectSize%o.StripeUnit != 0 {
+		log.Warn("the image was striped, and the new one is not: its stripes don't fit into objects of the size given",
+			"object_size", o.ObjectSize, "stripe_unit", o.StripeUnit, "stripe_count", o.StripeCount)
+		o.StripeUnit, o.StripeCount = 0, 0
 	}
-	return o, err
+	return nil
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/rbd2qcow2/rbd2qcow2/internal/repo"
 	"github.com/rbd2qcow2/rbd2qcow2/internal/restore"
 )
 
@@ -35,12 +36,48 @@ func (p *Program) backupCommand() *cobra.Command {
 	}
 }
 
-// rbdRestoreFlags are the options for RBD images as targets: none.
-type rbdRestoreFlags struct{}
+// rbdRestoreFlags notes down the options that only RBD images have as targets.
+type rbdRestoreFlags struct{ given string }
 
-func (f *rbdRestoreFlags) add(*pflag.FlagSet) {}
+// add takes them, hidden: who uses one shall be told what is missing, and not that nobody knows it.
+func (f *rbdRestoreFlags) add(flags *pflag.FlagSet) {
+	note := func(name string) func(string) error {
+		return func(string) error {
+			f.given = " (--" + name + ")"
+			return nil
+		}
+	}
+	names := []string{"in-place", "no-safety-snapshot", "resume", "live", "abort"}
+	for _, name := range names {
+		flags.BoolFunc(name, "", note(name))
+	}
+	for name, letter := range map[string]string{
+		"listen": "", "advertise": "", "image-feature": "", "object-size": "", "data-pool": "", "stripe-unit": "", "stripe-count": "",
+		"conf": "c", "cluster": "", "id": "", "rados-id": "", "name": "n", "keyring": "k", "mon-host": "m", "timeout": "",
+	} {
+		flags.FuncP(name, letter, "", note(name))
+		names = append(names, name)
+	}
+	for _, name := range names {
+		_ = flags.MarkHidden(name) // which is there
+	}
+}
 
-func (f *rbdRestoreFlags) validate(string, bool) error { return nil }
+func (f *rbdRestoreFlags) validate(target string, _ bool) error {
+	if isRBD(target) {
+		return errNoCeph("restore to " + target)
+	}
+	if f.given != "" {
+		return errNoCeph("restore to RBD images" + f.given)
+	}
+	return nil
+}
+
+func (f *rbdRestoreFlags) aborts() bool { return false }
+
+func (p *Program) abortLive(context.Context, *repo.Repository, string, string, *restoreFlags) error {
+	return errNoCeph("abort a live restore")
+}
 
 func (j *restoreJob) toRBD(context.Context) (restore.Stats, error) {
 	return restore.Stats{}, errNoCeph("restore to " + j.target)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -35,7 +36,7 @@ type restoreReport struct {
 	Point       repo.PointName `json:"point"`
 	Target      string         `json:"target"`
 	VirtualSize int64          `json:"virtual_size"` // bytes, as all sizes
-	Proved      bool           `json:"proved"`       // by digests, all of it
+	Proved      bool           `json:"proved"`       // by digests, all that was read of the chain
 	Method      string         `json:"method,omitempty"`
 	Reason      string         `json:"reason,omitempty"`
 	Snapshot    string         `json:"safety_snapshot,omitempty"`
@@ -94,11 +95,14 @@ func (p *Program) restoreCommand() *cobra.Command {
 
 func (p *Program) restore(ctx context.Context, dir, spec, target string, f *restoreFlags) error {
 	if err := errors.Join(f.output.validate(), f.validate(target)); err != nil {
-		return usageError{err}
+		return err
 	}
 	r, err := repo.Open(dir)
 	if err != nil {
 		return err
+	}
+	if f.rbd.aborts() {
+		return p.abortLive(ctx, r, spec, target, f)
 	}
 	folder, point, err := r.FindPoint(spec)
 	if err != nil {
@@ -131,11 +135,19 @@ func (p *Program) restore(ctx context.Context, dir, spec, target string, f *rest
 	job.report.Read, job.report.Written, job.report.Zeroed = stats.Read, stats.Written, stats.Zeroed
 	job.report.Seconds = time.Since(start).Seconds()
 	log.Info("restored", "image", job.report.Image, "point", point, "target", target, "size", progress.Bytes(job.report.VirtualSize),
-		"written", progress.Bytes(stats.Written), "proved", job.report.Proved, "seconds", fmt.Sprintf("%.1f", job.report.Seconds))
+		"written", progress.Bytes(stats.Written), "proved", job.report.proved(), "seconds", fmt.Sprintf("%.1f", job.report.Seconds))
 	if f.output.json && target != "-" {
 		return printJSON(p.Stdout, &job.report)
 	}
 	return nil
+}
+
+// proved is Proved for people: by method diff, what has not changed was not read.
+func (r *restoreReport) proved() any {
+	if r.Proved && r.Method == "diff" {
+		return "what was compared"
+	}
+	return r.Proved
 }
 
 func openChain(folder *repo.Folder, point repo.PointName, f *restoreFlags) (*repo.Chain, error) {
@@ -172,8 +184,10 @@ func (f *restoreFlags) validate(target string) error {
 	if err := f.rbd.validate(target, f.overwrite); err != nil {
 		return err
 	}
-	_, _, err := compress.Parse(f.compression)
-	return err
+	if _, _, err := compress.Parse(f.compression); err != nil {
+		return usageError{err}
+	}
+	return nil
 }
 
 // isQCOW2 says whether a file becomes one.
@@ -203,6 +217,13 @@ func (j *restoreJob) openTarget() (restore.Target, error) {
 		}
 		return restore.OpenDevice(j.target, size)
 	}
+	point, err := j.repo.IsPoint(behindLinks(j.target))
+	if err == nil && point {
+		err = fmt.Errorf("restore to %s: that is a point of the repository", j.target)
+	}
+	if err != nil {
+		return nil, err
+	}
 	if j.isQCOW2(j.target) {
 		_, codec, err := compress.Parse(j.compression)
 		if err != nil {
@@ -211,4 +232,12 @@ func (j *restoreJob) openTarget() (restore.Target, error) {
 		return restore.CreateQCOW2(j.target, size, codec, j.overwrite)
 	}
 	return restore.CreateRaw(j.target, size, j.overwrite)
+}
+
+// behindLinks is the path of the file that a path stands for; the path itself where there is none.
+func behindLinks(path string) string {
+	if real, err := filepath.EvalSymlinks(path); err == nil {
+		return real
+	}
+	return path
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/rbd2qcow2/rbd2qcow2/internal/live"
 	"github.com/rbd2qcow2/rbd2qcow2/internal/rbd"
+	"github.com/rbd2qcow2/rbd2qcow2/internal/repo"
 	"github.com/rbd2qcow2/rbd2qcow2/internal/restore"
 )
 
@@ -67,13 +68,6 @@ func (j *restoreJob) live(ctx context.Context, cluster *rbd.Cluster, pool *rbd.P
 		Repo: j.repo, Folder: j.folder, Point: j.report.Point, FSID: cluster.FSID(), Pool: pool, Image: image,
 		Progress: j.task, Logger: j.log,
 	}
-	if j.rbd.live.abort {
-		if err := live.Abort(ctx, r); err != nil {
-			return restore.Stats{}, err
-		}
-		j.log.Info("the live restore is aborted, and the image removed", "image", pool.Spec(image))
-		return restore.Stats{}, exitError(exitDone)
-	}
 	err := j.carryOn(ctx, cluster, r)
 	var unfinished *live.UnfinishedError
 	if errors.As(err, &unfinished) {
@@ -104,7 +98,7 @@ func (j *restoreJob) carryOn(ctx context.Context, cluster *rbd.Cluster, r live.R
 func (j *restoreJob) beginLive(ctx context.Context, cluster *rbd.Cluster, r live.Request) (*live.Restore, error) {
 	o := live.Options{Listen: j.rbd.live.listen, Advertise: j.rbd.live.advertise}
 	var err error
-	if o.Create, err = j.rbd.layout.create(j.source, r.Pool.Name()); err != nil {
+	if o.Create, err = j.rbd.layout.create(j.source, r.Pool.Name(), j.log); err != nil {
 		return nil, err
 	}
 	own, err := cluster.Address(ctx)
@@ -121,6 +115,40 @@ func (j *restoreJob) beginLive(ctx context.Context, cluster *rbd.Cluster, r live
 		}
 	}
 	return live.Begin(ctx, r, o)
+}
+
+// aborts says whether nothing is to be restored.
+func (f *rbdRestoreFlags) aborts() bool { return f.live.abort }
+
+// abortLive removes the image of a live restore. It needs no point: the chain may be damaged, or gone.
+func (p *Program) abortLive(ctx context.Context, r *repo.Repository, spec, target string, f *restoreFlags) error {
+	folder, err := r.FindImage(withoutPoint(spec))
+	if err != nil {
+		return err
+	}
+	reporter, log, end := f.output.progress(p.Stderr)
+	defer end()
+	reporter.Images(1)
+	task := reporter.Start(r.ImageName(folder))
+	defer task.End()
+	j := restoreJob{restoreFlags: f, program: p, repo: r, folder: folder, target: target, task: task, log: log}
+	return j.withPool(ctx, func(cluster *rbd.Cluster, pool *rbd.Pool, image string) error {
+		err := live.Abort(ctx, live.Request{Folder: folder, FSID: cluster.FSID(), Pool: pool, Image: image, Progress: task, Logger: log})
+		if err == nil {
+			log.Info("the live restore is aborted, and the image removed", "image", pool.Spec(image))
+		}
+		return err
+	})
+}
+
+// withoutPoint gives the IMAGE of IMAGE or IMAGE@POINT.
+func withoutPoint(spec string) string {
+	if i := strings.LastIndexByte(spec, '@'); i >= 0 {
+		if _, err := repo.ParsePointName(spec[i+1:]); err == nil {
+			return spec[:i]
+		}
+	}
+	return spec
 }
 
 // liveCommand is the command that goes on with a live restore, or aborts it.

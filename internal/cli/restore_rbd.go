@@ -77,21 +77,21 @@ func splitImage(target string) (pool, image string, err error) {
 	return spec[:i], spec[i+1:], err
 }
 
-// toRBD restores to an RBD image.
-func (j *restoreJob) toRBD(ctx context.Context) (stats restore.Stats, err error) {
+// withPool connects, and calls f with the pool and the name of the target.
+func (j *restoreJob) withPool(ctx context.Context, f func(cluster *rbd.Cluster, pool *rbd.Pool, image string) error) error {
 	spec, image, err := splitImage(j.target)
 	if err != nil {
-		return stats, err
+		return err
 	}
 	name, namespace, err := splitPool(spec)
 	if err != nil {
-		return stats, err
+		return err
 	}
 	config := j.rbd.ceph
 	config.Logger = j.log
 	cluster, err := rbd.Connect(ctx, config)
 	if err != nil {
-		return stats, err
+		return err
 	}
 	defer func() {
 		if err := cluster.Close(); err != nil {
@@ -100,24 +100,33 @@ func (j *restoreJob) toRBD(ctx context.Context) (stats restore.Stats, err error)
 	}()
 	pool, err := cluster.Pool(ctx, name, namespace)
 	if err != nil {
-		return stats, err
+		return err
 	}
-	if j.rbd.live.on {
-		return j.live(ctx, cluster, pool, image)
-	}
-	if j.rbd.inPlace || j.rbd.resume {
-		stats, err = j.inPlace(ctx, cluster, pool, image)
-	} else {
-		stats, err = j.whole(ctx, pool, image)
-	}
-	return stats, j.explainUnfinished(pool, image, err)
+	return f(cluster, pool, image)
+}
+
+// toRBD restores to an RBD image.
+func (j *restoreJob) toRBD(ctx context.Context) (stats restore.Stats, err error) {
+	err = j.withPool(ctx, func(cluster *rbd.Cluster, pool *rbd.Pool, image string) (err error) {
+		switch {
+		case j.rbd.live.on:
+			stats, err = j.live(ctx, cluster, pool, image)
+			return err
+		case j.rbd.inPlace || j.rbd.resume:
+			stats, err = j.inPlace(ctx, cluster, pool, image)
+		default:
+			stats, err = j.whole(ctx, pool, image)
+		}
+		return j.explainUnfinished(pool, image, err)
+	})
+	return stats, err
 }
 
 // whole restores all of the disk.
 func (j *restoreJob) whole(ctx context.Context, pool *rbd.Pool, image string) (stats restore.Stats, err error) {
 	r := rbdtarget.Request{Pool: pool, Name: image, Source: j.source, Overwrite: j.overwrite, Metadata: j.metadata(),
 		Logger: j.log}
-	if r.Create, err = j.rbd.layout.create(j.source, pool.Name()); err != nil {
+	if r.Create, err = j.rbd.layout.create(j.source, pool.Name(), j.log); err != nil {
 		return stats, err
 	}
 	t, err := rbdtarget.Open(ctx, r)
@@ -142,7 +151,7 @@ func (j *restoreJob) metadata() map[string]string {
 
 // inPlace writes what differs.
 func (j *restoreJob) inPlace(ctx context.Context, cluster *rbd.Cluster, pool *rbd.Pool, image string) (stats restore.Stats, err error) {
-	newest, err := j.newestChain()
+	newest, why, err := j.newestChain()
 	if err != nil {
 		return stats, err
 	}
@@ -150,8 +159,8 @@ func (j *restoreJob) inPlace(ctx context.Context, cluster *rbd.Cluster, pool *rb
 		defer newest.Close()
 	}
 	r := rbdtarget.InPlaceRequest{
-		Pool: pool, Name: image, Source: j.source, FSID: cluster.FSID(), Newest: newest, Resume: j.rbd.resume, Metadata: j.metadata(),
-		Parallel: j.parallel, Progress: j.task.Advance, Logger: j.log,
+		Pool: pool, Name: image, Source: j.source, FSID: cluster.FSID(), Newest: newest, NoNewest: why, Resume: j.rbd.resume,
+		Metadata: j.metadata(), Parallel: j.parallel, Progress: j.task.Advance, Logger: j.log,
 	}
 	if !j.rbd.noSafety && !j.rbd.resume {
 		r.SafetySnapshot = rbdtarget.SafetySnapshotName()
@@ -169,23 +178,27 @@ func (j *restoreJob) inPlace(ctx context.Context, cluster *rbd.Cluster, pool *rb
 	return restore.Delta(ctx, j.source, t, t.Extents, j.options())
 }
 
-// newestChain opens the newest point of all where the one that is restored is in its chain, and nil otherwise.
-func (j *restoreJob) newestChain() (*repo.Chain, error) {
+// newestChain opens the newest point of all where the one that is restored is in its chain. Otherwise it says why not.
+func (j *restoreJob) newestChain() (_ *repo.Chain, why string, _ error) {
 	newest, err := j.folder.Newest()
-	if err != nil || newest == nil || newest.State == repo.Damaged {
-		return nil, err
+	switch {
+	case err != nil:
+		return nil, "", err
+	case newest == nil:
+		return nil, "there are no points any more", nil
+	case newest.State == repo.Damaged:
+		return nil, fmt.Sprintf("the newest point, %s, is damaged: %v", newest.Name, newest.Err), nil
 	}
 	chain, err := openChain(j.folder, newest.Name, j.restoreFlags)
 	if err != nil {
-		j.log.Warn("the newest point can't tell what has changed since", "error", err)
-		return nil, nil
+		return nil, fmt.Sprintf("the chain of the newest point can't be used: %v", err), nil
 	}
 	for _, p := range chain.Points {
 		if p.Name == j.report.Point {
-			return chain, nil
+			return chain, "", nil
 		}
 	}
-	return nil, chain.Close()
+	return nil, "the point is not in the newest point's chain", chain.Close()
 }
 
 // explainUnfinished says in what state a failed restore leaves the image.

@@ -31,17 +31,28 @@ const diffObjects = 1024
 // called after Diff has returned; it should watch ctx itself if it may block.
 // Errors match ErrNotFound if from does not exist. Several may run at once.
 func (i *Image) Diff(ctx context.Context, from string, off, length int64, fn func(Extent) error) error {
+	if from == "" {
+		return fail("list data of", i.spec, i.diff(ctx, "", librbd.IncludeParent, off, length, fn))
+	}
+	return fail("find changes", fmt.Sprintf("from %s to %s", from, i.spec), i.diff(ctx, from, librbd.ExcludeParent, off, length, fn))
+}
+
+// OwnData is Diff with an empty from, but for what exists in parents alone.
+func (i *Image) OwnData(ctx context.Context, off, length int64, fn func(Extent) error) error {
+	return fail("list data of", i.spec, i.diff(ctx, "", librbd.ExcludeParent, off, length, fn))
+}
+
+func (i *Image) diff(ctx context.Context, from string, parents librbd.DiffIncludeParent, off, length int64,
+	fn func(Extent) error,
+) error {
 	err := errors.Join(i.checkRange(off, length), checkName(from))
 	step := i.diffStep()
 	for end := off + length; err == nil && off < end; {
 		next := min(end, off/step*step+step)
-		err = i.diffRange(ctx, from, off, next, fn)
+		err = i.diffRange(ctx, from, parents, off, next, fn)
 		off = next
 	}
-	if from == "" {
-		return fail("list data of", i.spec, err)
-	}
-	return fail("find changes", fmt.Sprintf("from %s to %s", from, i.spec), err)
+	return err
 }
 
 // diffStep returns the distance of borders that cut neither objects nor stripes.
@@ -54,11 +65,9 @@ func (i *Image) diffStep() int64 {
 
 // diffRange is one call of librbd. The range must not be empty, which could
 // abort the process in librbd.
-func (i *Image) diffRange(ctx context.Context, from string, off, end int64, fn func(Extent) error) error {
-	parents := librbd.ExcludeParent
-	if from == "" {
-		parents = librbd.IncludeParent
-	}
+func (i *Image) diffRange(ctx context.Context, from string, parents librbd.DiffIncludeParent, off, end int64,
+	fn func(Extent) error,
+) error {
 	w := &extentWalk{next: off, end: end, fn: fn}
 	err := do(ctx, i.handle, func() error {
 		return i.image.DiffIterate(librbd.DiffIterateConfig{

@@ -19,8 +19,9 @@ type InPlaceRequest struct {
 	Name   string
 	Source *restore.Source
 	FSID   string // of the pool's cluster
-	// Newest is the chain of the newest point of all, where the source is one of its points, or nil.
-	Newest *repo.Chain
+	// Newest is the chain of the newest point of all, where the source is one of its points. Where it is nil, NoNewest says why.
+	Newest   *repo.Chain
+	NoNewest string
 	// Resume finishes what has begun: without a snapshot, and only where the image is marked. Metadata are those that it
 	// gets in the end, where it is a new one.
 	Resume         bool
@@ -59,7 +60,7 @@ func OpenInPlace(ctx context.Context, r InPlaceRequest) (*InPlace, error) {
 	if err != nil {
 		return nil, err
 	}
-	t, err := open(ctx, r.Pool, ref, mark != nil, r.Logger)
+	t, err := openExisting(ctx, r.Pool, ref, mark != nil, r.Logger)
 	if err != nil {
 		return nil, err
 	}

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/rbd2qcow2/rbd2qcow2/internal/changes"
 	"github.com/rbd2qcow2/rbd2qcow2/internal/rbd"
 )
 
@@ -34,6 +35,33 @@ func open(ctx context.Context, pool *rbd.Pool, ref rbd.ImageRef, marked bool, lo
 		return nil, errors.Join(err, w.Close())
 	}
 	return t, nil
+}
+
+// openExisting is open for images that may hold data.
+func openExisting(ctx context.Context, pool *rbd.Pool, ref rbd.ImageRef, marked bool, log *slog.Logger) (*Target, error) {
+	t, err := open(ctx, pool, ref, marked, log)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkSeen(ctx, pool, ref); err != nil {
+		return nil, errors.Join(err, t.Abort())
+	}
+	return t, nil
+}
+
+// checkSeen refuses an image that has data which librbd does not see now, and might later: nothing would write over them.
+func checkSeen(ctx context.Context, pool *rbd.Pool, ref rbd.ImageRef) error {
+	img, err := pool.OpenAt(ctx, ref.ID, "")
+	if err != nil {
+		return err
+	}
+	object, err := changes.Unseen(ctx, img, 0, nil)
+	if err = errors.Join(err, img.Close()); err == nil && object >= 0 {
+		spec := pool.Spec(ref.Name)
+		err = refused("restore to %s: its object map lacks objects that are there, such as number %d; repair it first: rbd object-map rebuild %s",
+			spec, object, spec)
+	}
+	return err
 }
 
 // deadClientWait is longer than osd_client_watch_timeout, which is 30 seconds by default.

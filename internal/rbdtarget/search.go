@@ -44,7 +44,7 @@ func (s *search) add(list *extent.List) { s.places = extent.Union(s.places, list
 // whyCompare says why changes can't be told from the newest point on, or "".
 func (s *search) whyCompare(ctx context.Context) (string, error) {
 	if s.Newest == nil {
-		return "the point is not in the newest point's chain", nil
+		return s.NoNewest, nil
 	}
 	id := s.Newest.Points[0].Identity
 	switch {

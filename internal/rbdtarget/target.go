@@ -87,7 +87,7 @@ func overwrite(ctx context.Context, r Request, ref rbd.ImageRef) (*Target, error
 	if err != nil {
 		return nil, err
 	}
-	t, err := open(ctx, r.Pool, ref, before != nil, r.Logger)
+	t, err := openExisting(ctx, r.Pool, ref, before != nil, r.Logger)
 	if err != nil {
 		return nil, err
 	}

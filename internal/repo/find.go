@@ -2,6 +2,8 @@ package repo
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 )
 
@@ -70,6 +72,27 @@ func (r *Repository) FindPoint(spec string) (*Folder, PointName, error) {
 		return nil, "", err
 	}
 	return f, newest.Name, nil
+}
+
+// IsPoint says whether a path would be that of a point of the repository, whether there is one or not.
+func (r *Repository) IsPoint(path string) (bool, error) {
+	dir, err := os.Stat(filepath.Dir(path))
+	if err != nil {
+		return false, nil // nothing is there
+	}
+	folders, err := r.Folders()
+	if err != nil {
+		return false, err
+	}
+	for _, f := range folders {
+		if _, ok := parseFileName(f.Name, filepath.Base(path)); !ok {
+			continue
+		}
+		if own, err := os.Stat(f.Dir); err == nil && os.SameFile(own, dir) {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 // has says whether there is a point of that name.

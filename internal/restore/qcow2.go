@@ -2,6 +2,7 @@ package restore
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"runtime"
@@ -19,8 +20,8 @@ type QCOW2 struct {
 	chunks   sync.Pool
 }
 
-// CreateQCOW2 begins a file for a disk of size bytes. codec nil stores data as it is. Where a file of that name exists
-// it is an error that matches fs.ErrExist, unless overwrite is set; then that file is replaced in the end.
+// CreateQCOW2 begins a file for a disk of size bytes. codec nil stores data as it is. With a file of that name, and with
+// links, it does as CreateRaw.
 func CreateQCOW2(path string, size int64, codec qcow2.Codec, overwrite bool) (*QCOW2, error) {
 	file, err := createFile(path, overwrite)
 	if err != nil {
@@ -39,7 +40,7 @@ func CreateQCOW2(path string, size int64, codec qcow2.Codec, overwrite bool) (*Q
 	for range cap(t.encoders) {
 		e, err := qcow2.NewChunkEncoder(codec)
 		if err != nil {
-			return nil, fmt.Errorf("prepare compression: %w", err)
+			return nil, errors.Join(fmt.Errorf("write %s: prepare compression: %w", path, err), t.Abort())
 		}
 		t.encoders <- e
 	}

@@ -12,7 +12,7 @@ func (h *history) change(t *testing.T) {
 		h.io(t)
 	}
 	for range h.rng.IntN(3) {
-		switch h.rng.IntN(12) {
+		switch h.rng.IntN(14) {
 		case 0, 1, 2:
 			h.io(t)
 		case 3, 4:
@@ -27,6 +27,8 @@ func (h *history) change(t *testing.T) {
 			h.rollback(t)
 		case 11:
 			h.maintain(t)
+		case 12, 13:
+			h.restoreInPlace(t)
 		}
 	}
 }

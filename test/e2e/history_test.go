@@ -14,7 +14,7 @@ import (
 )
 
 // TestHistory lives through random histories of an image, with a backup now and then, and compares every point with
-// what the image was then.
+// what the image was then. Now and then it brings the image back to one of them.
 //
 // RBD2QCOW2_SEEDS is the number of histories, 24 unless told; RBD2QCOW2_SEED repeats one.
 func TestHistory(t *testing.T) {
@@ -27,10 +27,12 @@ func TestHistory(t *testing.T) {
 				h.change(t)
 				h.backUp(t)
 			}
+			h.undoOften(t)
 			h.check(t)
 			h.checkList(t)
 			h.checkRestores(t, h.points...)
 			h.checkSnapshot(t, h.points[len(h.points)-1])
+			h.undoWithoutSnapshot(t)
 			h.removeImage(t)
 		})
 	}

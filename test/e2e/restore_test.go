@@ -92,6 +92,7 @@ func (d *disk) checkFileRestores(t *testing.T, p status.Point, want content) {
 		t.Errorf("%s needs %q", alone, backing)
 	}
 	wantFile(t, qemutest.Convert(t, alone), want)
+	wantSparse(t, raw, alone)
 	d.wantStream(t, p, want)
 }
 
@@ -169,7 +170,7 @@ func TestRestoreLayout(t *testing.T) {
 	}
 	d.restore(t, p.Point, d.target("other"), "--object-size=1M", "--data-pool="+pool.Name, "--image-feature=layering")
 	d.wantImage(t, "other", d.truth[p.File])
-	if other := pool.Info(t, "other"); other.ObjectSize != 1<<20 || other.DataPool != "" || fmt.Sprint(other.Features) != "[layering]" {
+	if other := pool.Info(t, "other"); other.ObjectSize != 1<<20 || other.DataPool != "" || fmt.Sprint(other.Features) != "[layering striping]" {
 		t.Errorf("restored as %+v", other)
 	}
 	// By a user who may do it, and by one who may not.

@@ -9,6 +9,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -166,9 +168,33 @@ func (c *cell) checkRefusals(t *testing.T, point repo.PointName) {
 	} {
 		wantComplaint(t, c.run(t, args...), 1, "this program was built without Ceph: ")
 	}
+	for _, option := range c.missingOptions(t) {
+		r := c.run(t, "restore", option+"=1", c.repo, "vm 1@"+string(point), "/vm.other")
+		wantComplaint(t, r, 1, "this program was built without Ceph: it can't restore to RBD images ("+option+")")
+	}
 	for _, args := range [][]string{{"--help"}, {"backup", "--help"}, {"restore", "--help"}, {"version"}} {
 		if said := c.succeed(t, args...); !strings.Contains(said, "without Ceph") {
 			t.Errorf("%v does not say what is missing:\n%s", args, said)
 		}
 	}
+}
+
+// missingOptions are the options of restore that the program without Ceph has not.
+func (c *cell) missingOptions(t *testing.T) (missing []string) {
+	t.Helper()
+	option := regexp.MustCompile(`(?m)^ +(?:-\w, )?--[\w-]+`)
+	options := func(help string) (names []string) {
+		for _, line := range option.FindAllString(help, -1) {
+			names = append(names, line[strings.Index(line, "--"):])
+		}
+		return names
+	}
+	has := options(c.succeed(t, "restore", "--help"))
+	missing = slices.DeleteFunc(options(program.Run(t, "restore", "--help").Stdout), func(name string) bool {
+		return slices.Contains(has, name)
+	})
+	if !slices.Contains(missing, "--in-place") || !slices.Contains(missing, "--mon-host") {
+		t.Errorf("options that need Ceph: %q", missing)
+	}
+	return missing
 }
