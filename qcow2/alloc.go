@@ -9,14 +9,14 @@ import (
 // grows, a refcount block is complete once the file has grown past what it covers; it is then written and forgotten.
 type allocator struct {
 	clusterBits uint32
-	next        int64              // index of the first host cluster that nobody has
-	packAt      int64              // byte offset where the next compressed data goes; 0: nowhere yet
+	next        int64 // index of the first host cluster that nobody has
+	packer      packer
 	blocks      map[int64][]uint16 // refcount blocks that still change, by index
 	table       []uint64           // host offset of each written block, by index; 0: none yet
 }
 
 func newAllocator(clusterBits uint32) *allocator {
-	a := &allocator{clusterBits: clusterBits, blocks: map[int64][]uint16{}}
+	a := &allocator{clusterBits: clusterBits, packer: packer{clusterBits: clusterBits}, blocks: map[int64][]uint16{}}
 	a.clusters(1) // the header
 	return a
 }
@@ -44,29 +44,15 @@ func (a *allocator) clusters(n int64) int64 {
 	return first << a.clusterBits
 }
 
-// pack gives the offset of n bytes for compressed data, n less than a cluster: in the cluster that was packed last
-// if they fit there, across into a new one only where that is its neighbour.
+// pack gives the offset of n bytes for compressed data, n less than a cluster.
 func (a *allocator) pack(n int64) int64 {
-	size := int64(1) << a.clusterBits
-	used := a.packAt & (size - 1)
-	home := a.packAt >> a.clusterBits
-	if used == 0 || used+n > size && home+1 != a.next {
-		a.packAt = a.next << a.clusterBits
-	}
-	off := a.packAt
-	a.packAt += n
-	last := (a.packAt - 1) >> a.clusterBits
+	off := a.packer.place(n, a.next)
+	last := (off + n - 1) >> a.clusterBits
 	for c := off >> a.clusterBits; c <= last; c++ {
 		a.ref(c)
 	}
 	a.next = max(a.next, last+1)
 	return off
-}
-
-// packing says whether compressed data could go on across the end of the cluster that was packed last: it is the last
-// one of the file and not full.
-func (a *allocator) packing() bool {
-	return a.packAt&(1<<a.clusterBits-1) != 0 && a.packAt>>a.clusterBits+1 == a.next
 }
 
 // complete gives the indexes of the blocks that cannot change any more, in ascending order. Half-filled clusters
@@ -76,8 +62,8 @@ func (a *allocator) complete() []int64 {
 	if len(a.blocks) == 1 && a.blocks[current] != nil {
 		return nil
 	}
-	if a.packAt>>a.clusterBits/a.blockEntries() < current {
-		a.packAt = 0
+	if a.packer.at>>a.clusterBits/a.blockEntries() < current {
+		a.packer.at = 0
 	}
 	var done []int64
 	for i := range a.blocks {
@@ -135,4 +121,29 @@ func (a *allocator) reserveTable() (offset, tableClusters int64, blocks []int64)
 	}
 	a.clusters(int64(len(blocks)))
 	return offset, tableClusters, blocks
+}
+
+// packer puts compressed data one behind the other.
+type packer struct {
+	clusterBits uint32
+	at          int64 // byte offset where the next data goes; at the start of a cluster: in a new one
+}
+
+// place gives the offset of n bytes, n less than a cluster: in the cluster that was packed last if they fit there,
+// across into the cluster next, the one that can be had next, only where that is its neighbour.
+func (p *packer) place(n, next int64) int64 {
+	size := int64(1) << p.clusterBits
+	used := p.at & (size - 1)
+	if used == 0 || used+n > size && p.at>>p.clusterBits+1 != next {
+		p.at = next << p.clusterBits
+	}
+	off := p.at
+	p.at += n
+	return off
+}
+
+// goesOn says whether data could go on across the end of the cluster that was packed last: it is not full, and the
+// cluster next is its neighbour.
+func (p *packer) goesOn(next int64) bool {
+	return p.at&(1<<p.clusterBits-1) != 0 && p.at>>p.clusterBits+1 == next
 }

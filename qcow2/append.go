@@ -51,7 +51,7 @@ func (w *Writer) checkChunk(c *Chunk) error {
 // on which one the file ends with.
 func (w *Writer) appendPart(entries []uint64, guest int64, data []byte, clusters []encodedCluster) error {
 	out := run{w: w}
-	packedFirst := w.alloc.packing()
+	packedFirst := w.alloc.packer.goesOn(w.alloc.next)
 	if err := w.appendGroup(&out, packedFirst, entries, data, clusters); err != nil {
 		return err
 	}

@@ -16,7 +16,7 @@ type Encoder interface {
 
 // Decoder decompresses one cluster at a time.
 type Decoder interface {
-	// Decode fills dst from src, which goes on after the compressed data with up to a sector of foreign bytes.
-	// Less output than len(dst) is an error.
-	Decode(dst, src []byte) error
+	// Decode fills dst from src, which goes on after the compressed data with up to a sector of foreign bytes, and gives
+	// how many bytes of src are compressed data, at the most. Less output than len(dst) is an error.
+	Decode(dst, src []byte) (int, error)
 }

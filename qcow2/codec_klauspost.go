@@ -83,19 +83,24 @@ func (b *boundedBuffer) Write(p []byte) (int, error) {
 }
 
 type zlibDecoder struct {
-	r   io.ReadCloser
-	src bytes.Reader
+	r    io.ReadCloser
+	src  bytes.Reader
+	more [1]byte
 }
 
-func (d *zlibDecoder) Decode(dst, src []byte) error {
+func (d *zlibDecoder) Decode(dst, src []byte) (int, error) {
 	d.src.Reset(src)
 	if err := d.r.(flate.Resetter).Reset(&d.src, nil); err != nil {
-		return fmt.Errorf("inflate cluster: %w", err)
+		return 0, fmt.Errorf("inflate cluster: %w", err)
 	}
 	if _, err := io.ReadFull(d.r, dst); err != nil {
-		return fmt.Errorf("inflate cluster: %w", err)
+		return 0, fmt.Errorf("inflate cluster: %w", err)
 	}
-	return nil
+	// The last block's end need not have been looked at yet.
+	if _, err := d.r.Read(d.more[:]); !errors.Is(err, io.EOF) {
+		return len(src), nil
+	}
+	return len(src) - d.src.Len(), nil
 }
 
 // ZstdCodec is zstd in pure Go. Levels are those of the zstd tool; several of them are one here.
@@ -144,23 +149,23 @@ func (e *zstdEncoder) Encode(dst, src []byte) (int, error) {
 type zstdDecoder struct{ r *zstd.Decoder }
 
 // Decode decodes frame by frame: DecodeAll would take the foreign bytes behind the last frame for another one.
-func (d *zstdDecoder) Decode(dst, src []byte) error {
-	out := dst[:0:len(dst)]
+func (d *zstdDecoder) Decode(dst, src []byte) (int, error) {
+	out, used := dst[:0:len(dst)], 0
 	for len(out) < len(dst) {
-		n, err := zstdFrameLength(src)
+		n, err := zstdFrameLength(src[used:])
 		if err != nil {
-			return fmt.Errorf("decompress zstd cluster: %w", err)
+			return 0, fmt.Errorf("decompress zstd cluster: %w", err)
 		}
-		out, err = d.r.DecodeAll(src[:n], out)
+		out, err = d.r.DecodeAll(src[used:][:n], out)
 		if err != nil {
-			return fmt.Errorf("decompress zstd cluster: %w", err)
+			return 0, fmt.Errorf("decompress zstd cluster: %w", err)
 		}
-		src = src[n:]
+		used += n
 	}
 	if &out[0] != &dst[0] { // the decoder is free to move its output
 		copy(dst, out)
 	}
-	return nil
+	return used, nil
 }
 
 // zstdFrameLength is the number of bytes of the frame that src starts with, skippable or not (RFC 8878, section 3.1).

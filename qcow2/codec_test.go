@@ -57,14 +57,18 @@ func TestCodecRoundTrip(t *testing.T) {
 				blob := append(append(bytes.Clone(dst[:n]), dst[:n]...), dst[:n/2]...)
 				for _, tail := range [][]byte{nil, blob[n:], random(r, 511), make([]byte, 511), []byte("\x28\xb5\x2f\xfd")} {
 					got := make([]byte, size)
-					if err := dec.Decode(got, append(bytes.Clone(dst[:n]), tail...)); err != nil {
+					used, err := dec.Decode(got, append(bytes.Clone(dst[:n]), tail...))
+					if used != n {
+						t.Errorf("%d bytes: %d of them used", n, used)
+					}
+					if err != nil {
 						t.Fatalf("decode %d bytes with a tail of %d: %v", size, len(tail), err)
 					}
 					if !bytes.Equal(got, src) {
 						t.Fatalf("decode %d bytes with a tail of %d: other bytes", size, len(tail))
 					}
 				}
-				if err := dec.Decode(make([]byte, size), dst[:n/2]); err == nil {
+				if _, err := dec.Decode(make([]byte, size), dst[:n/2]); err == nil {
 					t.Errorf("decode half of %d bytes: no error", size)
 				}
 			}
@@ -93,7 +97,7 @@ func TestCodecNoRoom(t *testing.T) {
 					t.Fatalf("encode %d zeroes: %d, %v", len(zeros), n, err)
 				}
 				got := random(r, len(src))
-				if err := dec.Decode(got, room[:n]); err != nil || !bytes.Equal(got, zeros) {
+				if _, err := dec.Decode(got, room[:n]); err != nil || !bytes.Equal(got, zeros) {
 					t.Fatalf("decode %d zeroes: %v", len(zeros), err)
 				}
 			}
@@ -138,7 +142,7 @@ func TestDecodeForeign(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			_, dec := coders(t, test.codec)
 			got := make([]byte, len(src))
-			err := dec.Decode(got, append(bytes.Clone(test.blob), "foreign bytes"...))
+			_, err := dec.Decode(got, append(bytes.Clone(test.blob), "foreign bytes"...))
 			if (err == nil) != test.ok {
 				t.Fatalf("decode: %v", err)
 			}
@@ -177,7 +181,7 @@ func fuzzDecode(f *testing.F, codec qcow2.Codec) {
 	f.Fuzz(func(t *testing.T, src []byte) {
 		buf := bytes.Repeat([]byte{0xaa}, 4096+64)
 		before := bytes.Clone(src)
-		_ = dec.Decode(buf[:4096], src) // an error or not
+		_, _ = dec.Decode(buf[:4096], src) // an error or not
 		if !bytes.Equal(buf[4096:], bytes.Repeat([]byte{0xaa}, 64)) {
 			t.Fatal("decode wrote behind its buffer")
 		}

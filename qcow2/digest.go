@@ -26,6 +26,7 @@ type directoryEntry struct {
 	count   uint32
 	offset  int64
 	hash    Digest
+	queued  bool // offset counts from the first block of a queue, until its place in the file is known
 }
 
 func (d *directoryEntry) blockLength() int64 { return DigestSize * (1 + int64(d.count)) }

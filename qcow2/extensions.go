@@ -26,8 +26,11 @@ func (h *Header) readExtensions(r io.ReaderAt, off, end int64) error {
 			return corrupt("header extension", off-8, "type %#x, %d bytes: too long", kind, n)
 		}
 		padded := min((n+7)&^7, end-off)
-		if kind == extensionRecord {
+		switch kind {
+		case extensionRecord:
 			h.recordOffset = off
+		case extensionBitmaps:
+			h.bitmaps = true
 		}
 		if err := h.readExtension(in, kind, n); err != nil {
 			return err

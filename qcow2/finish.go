@@ -1,9 +1,7 @@
 package qcow2
 
 import (
-	"bufio"
 	"bytes"
-	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -23,9 +21,11 @@ func (w *Writer) Finish(identity []byte) (err error) {
 	if err := w.writeTables(); err != nil {
 		return fmt.Errorf("write tables: %w", err)
 	}
-	if err := w.writeTrailer(identity); err != nil {
+	r, err := w.trailer.write(w.f, w.alloc.next<<w.header.ClusterBits, identity, XXH3)
+	if err != nil {
 		return fmt.Errorf("write identity and digests: %w", err)
 	}
+	w.header.Record, w.stats.FileBytes = r, r.FileLength
 	if _, err := w.f.WriteAt([]byte(w.o.BackingFile), backingNameHome); err != nil {
 		return fmt.Errorf("write backing file name: %w", err)
 	}
@@ -63,7 +63,7 @@ func (w *Writer) writeTables() error {
 	size := w.o.ClusterSize
 	if len(w.l1) > 0 {
 		off := w.alloc.clusters((int64(len(w.l1))*8 + size - 1) / size)
-		if err := w.writeEntries(w.l1, off); err != nil {
+		if err := writeEntries(w.f, w.l1, off, w.buf); err != nil {
 			return err
 		}
 		w.header.L1Offset = off
@@ -79,60 +79,17 @@ func (w *Writer) writeTables() error {
 			return err
 		}
 	}
-	return w.writeEntries(w.alloc.table, off)
+	return writeEntries(w.f, w.alloc.table, off, w.buf)
 }
 
-// writeTrailer puts identity, digest directory and digest blocks behind the last cluster with a refcount.
-// The identity comes first: it is the first thing that an allocating write through QEMU destroys.
-func (w *Writer) writeTrailer(identity []byte) error {
-	r := &Record{
-		Digests:         XXH3,
-		IdentityOffset:  w.alloc.next << w.header.ClusterBits,
-		IdentityLength:  int64(len(identity)),
-		IdentitySHA256:  sha256.Sum256(identity),
-		DirectoryLength: int64(len(w.directory)) * directoryEntrySize,
-	}
-	r.DirectoryOffset = (r.IdentityOffset + r.IdentityLength + 7) / 8 * 8
-	first := r.DirectoryOffset + r.DirectoryLength
-	r.FileLength = first + w.spool.length
-
-	// Exactly this length, however much of it stays a hole.
-	if err := w.f.Truncate(r.FileLength); err != nil {
-		return err
-	}
-	if _, err := w.f.WriteAt(identity, r.IdentityOffset); err != nil {
-		return err
-	}
-	hash := sha256.New()
-	out := bufio.NewWriterSize(io.NewOffsetWriter(w.f, r.DirectoryOffset), 256<<10)
-	for _, d := range w.directory {
-		d.offset += first
-		entry := d.append(nil)
-		hash.Write(entry)
-		if _, err := out.Write(entry); err != nil {
-			return err
-		}
-	}
-	if err := w.spool.copyTo(out); err != nil {
-		return err
-	}
-	if err := out.Flush(); err != nil {
-		return err
-	}
-	hash.Sum(r.DirectorySHA256[:0])
-	w.header.Record = r
-	w.stats.FileBytes = r.FileLength
-	return nil
-}
-
-// writeEntries writes the entries of a table at off as writeSparse does, without a second copy of the table in memory.
-func (w *Writer) writeEntries(entries []uint64, off int64) error {
-	for part := range slices.Chunk(entries, len(w.buf)/8) {
+// writeEntries writes the entries of a table at off as writeSparse does, by way of buf: without a second copy of the table.
+func writeEntries(f io.WriterAt, entries []uint64, off int64, buf []byte) error {
+	for part := range slices.Chunk(entries, len(buf)/8) {
 		for i, e := range part {
-			binary.BigEndian.PutUint64(w.buf[i*8:], e)
+			binary.BigEndian.PutUint64(buf[i*8:], e)
 		}
 		n := len(part) * 8
-		if err := writeSparse(w.f, w.buf[:n], off); err != nil {
+		if err := writeSparse(f, buf[:n], off); err != nil {
 			return err
 		}
 		off += int64(n)

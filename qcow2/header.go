@@ -35,6 +35,7 @@ const (
 	extensionHead       = 8
 	extensionEnd        = 0
 	extensionBackingFmt = 0xe2792aca
+	extensionBitmaps    = 0x23852875
 	extensionRecord     = 0x52325131 // "R2Q1", ours: see Record
 )
 
@@ -69,6 +70,7 @@ type Header struct {
 	Snapshots           uint32 // internal snapshots
 	CryptMethod         uint32
 	Incompatible        uint64
+	Autoclear           uint64 // features whose data is void once a program that does not know them has written to the file
 	RefcountOrder       uint32
 	Compression         CompressionType
 	BackingFile         string // as written in the file, "" if none
@@ -79,6 +81,7 @@ type Header struct {
 	backingLength       int64
 	recordOffset        int64
 	headerAndExtensions int
+	bitmaps             bool // it has the bitmaps extension
 }
 
 // ClusterSize is the size of a cluster in bytes.
@@ -112,14 +115,14 @@ func MinimumClusterSize(size, want int64) int64 {
 }
 
 // encodeSector lays out header, backing format and record in the first sector, so that one sector-sized write
-// switches a file from one state to the next. The backing name is not part of it: it lies at backingNameHome.
+// switches a file from one state to the next. The backing name is not part of it: it lies behind.
 func (h *Header) encodeSector() []byte {
 	b := make([]byte, headerLength, sectorSize)
 	be := binary.BigEndian
 	be.PutUint32(b[0:], magic)
 	be.PutUint32(b[4:], 3)
 	if h.BackingFile != "" {
-		be.PutUint64(b[8:], backingNameHome)
+		be.PutUint64(b[8:], uint64(h.backingOffset))
 		be.PutUint32(b[16:], uint32(len(h.BackingFile)))
 	}
 	be.PutUint32(b[20:], h.ClusterBits)

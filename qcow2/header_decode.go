@@ -100,6 +100,7 @@ func (h *Header) decodeVersion3(b []byte) (length int64, err error) {
 	if err := checkFeatures(h.Incompatible); err != nil {
 		return 0, err
 	}
+	h.Autoclear = be.Uint64(b[88:])
 	if h.RefcountOrder = be.Uint32(b[96:]); h.RefcountOrder > maxRefcountOrder {
 		return 0, headerError(96, "refcount order %d: more than %d", h.RefcountOrder, maxRefcountOrder)
 	}

@@ -99,5 +99,15 @@ func (im *Image) Header() *Header { return im.header }
 // Proved says whether what is read of this file, not of those below it, is compared with its digests.
 func (im *Image) Proved() bool { return im.proof != nil }
 
+// allProved is Proved for all files of the chain.
+func (im *Image) allProved() bool {
+	for ; im != nil; im = im.backing {
+		if !im.Proved() {
+			return false
+		}
+	}
+	return true
+}
+
 // Backing is the image of the backing file, or nil.
 func (im *Image) Backing() *Image { return im.backing }

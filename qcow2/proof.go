@@ -30,7 +30,7 @@ func newProof(im *Image) (*proof, error) {
 		return nil, err
 	case r.Digests != XXH3:
 		return nil, &UnsupportedError{fmt.Sprintf("digest algorithm %d", r.Digests)}
-	case r.FileLength != im.fileLength:
+	case r.FileLength > im.fileLength:
 		return nil, corrupt("file", im.fileLength, "ends here instead of at %d", r.FileLength)
 	}
 	return &proof{im: im, record: r}, nil

@@ -132,21 +132,48 @@ func (im *Image) inflate(dst []byte, m mapping, guest int64) error {
 		return err
 	}
 	defer im.release(d)
+	_, err = im.inflateBy(d, dst, m, guest)
+	return err
+}
+
+// inflateBy is inflate with a decoder, in whose buffer the compressed data is afterwards: it gives how many bytes.
+func (im *Image) inflateBy(d *inflater, dst []byte, m mapping, guest int64) (int, error) {
 	if int64(cap(d.src)) < m.span {
 		d.src = make([]byte, max(m.span, im.header.ClusterSize()))
 	}
 	src := d.src[:m.span]
 	if err := im.readHost(src, m.host); err != nil {
-		return fmt.Errorf("read compressed cluster at offset %d of the disk: %w", guest, err)
+		return 0, fmt.Errorf("read compressed cluster at offset %d of the disk: %w", guest, err)
 	}
-	if err := d.Decode(dst, src); err != nil {
-		return corrupt("compressed cluster", guest, "%v", err)
+	n, err := d.Decode(dst, src)
+	if err != nil {
+		return 0, corrupt("compressed cluster", guest, "%v", err)
 	}
 	if im.proof == nil {
-		return nil
+		return n, nil
 	}
 	im.clearBehindEnd(dst, guest)
-	return im.proof.clusters(dst, guest)
+	return n, im.proof.clusters(dst, guest)
+}
+
+// stored reads the Data cluster at the guest offset as a whole into dst. Where it is compressed it gives the compressed
+// data too, in packed, which it may replace.
+func (im *Image) stored(dst, packed []byte, guest int64) ([]byte, error) {
+	s, err := im.lookup(guest, im.header.ClusterSize(), contiguous)
+	if err != nil {
+		return nil, err
+	}
+	if !s.compressed {
+		_, err := im.read(dst, guest)
+		return nil, err
+	}
+	d, err := im.inflater()
+	if err != nil {
+		return nil, err
+	}
+	defer im.release(d)
+	n, err := im.inflateBy(d, dst, s.mapping, guest)
+	return append(packed[:0], d.src[:n]...), err
 }
 
 func (im *Image) inflater() (*inflater, error) {

@@ -31,7 +31,7 @@ func (c countingCodec) NewDecoder() (qcow2.Decoder, error) {
 	return countingDecoder{d, c.n}, err
 }
 
-func (d countingDecoder) Decode(dst, src []byte) error {
+func (d countingDecoder) Decode(dst, src []byte) (int, error) {
 	d.n.Add(1)
 	return d.Decoder.Decode(dst, src)
 }

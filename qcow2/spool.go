@@ -1,6 +1,7 @@
 package qcow2
 
 import (
+	"bytes"
 	"io"
 	"os"
 )
@@ -58,16 +59,18 @@ func (s *spool) Write(p []byte) (int, error) {
 	return len(p), err
 }
 
-// copyTo writes everything to w, in the order in which it came.
-func (s *spool) copyTo(w io.Writer) error {
-	if s.file != nil {
-		buf := make([]byte, 256<<10)
-		spilled := io.NewSectionReader(s.file, 0, s.length-int64(len(s.mem)))
-		if _, err := io.CopyBuffer(w, spilled, buf); err != nil {
-			return err
-		}
+// reader reads everything, in the order in which it came.
+func (s *spool) reader() io.Reader {
+	mem := bytes.NewReader(s.mem)
+	if s.file == nil {
+		return mem
 	}
-	_, err := w.Write(s.mem)
+	return io.MultiReader(io.NewSectionReader(s.file, 0, s.length-int64(len(s.mem))), mem)
+}
+
+// copyTo writes everything to w.
+func (s *spool) copyTo(w io.Writer) error {
+	_, err := io.CopyBuffer(struct{ io.Writer }{w}, s.reader(), make([]byte, 256<<10))
 	return err
 }
 

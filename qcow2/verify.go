@@ -48,7 +48,7 @@ func (im *Image) Identity() ([]byte, error) {
 	return r.ReadIdentity(im.r, im.fileLength)
 }
 
-// VerifyDigests compares this file, not those below it, with its digests: the length of the file, the directory,
+// VerifyDigests compares this file, not those below it, with its digests: that it has not become shorter, the directory,
 // the digest blocks, which clusters each L2 table holds, and the content of each of them. It stops at the first
 // difference, which is a *CorruptError with the guest offset; other errors are ErrNoRecord, ErrNoDigests,
 // Header.RecordError, *UnsupportedError, ctx's, or those of the file's reader.
@@ -62,7 +62,7 @@ func (im *Image) VerifyDigests(ctx context.Context) error {
 		return ErrNoDigests
 	case r.Digests != XXH3:
 		return &UnsupportedError{fmt.Sprintf("digest algorithm %d", r.Digests)}
-	case r.FileLength != im.fileLength:
+	case r.FileLength > im.fileLength:
 		return corrupt("file", im.fileLength, "ends here instead of at %d", r.FileLength)
 	}
 	if err := im.verifyDirectory(ctx, r); err != nil {

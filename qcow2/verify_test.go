@@ -8,7 +8,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 
 	"github.com/rbd2qcow2/rbd2qcow2/qcow2"
@@ -160,7 +159,7 @@ func TestVerifyTruncated(t *testing.T) {
 			t.Fatalf("cut to %d of %d bytes: not found", n, len(file))
 		}
 	}
-	if _, _, err := inspect(append(file, 0), nil); err == nil || !strings.Contains(err.Error(), "corrupt file") {
+	if _, _, err := inspect(append(file, 0), nil); err != nil { // what a fold leaves that was cut short
 		t.Errorf("a byte longer: %v", err)
 	}
 }

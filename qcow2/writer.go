@@ -39,7 +39,7 @@ type Stats struct {
 
 // Writer writes a qcow2 file from its beginning to its end: data as it comes, L2 tables behind the data they map, each
 // refcount block once the file has outgrown it, and at last the header, without which the file is none.
-// It holds a mebibyte of L2 tables or two tables, the L1 table and the digest directory in memory, 40 bytes per L2 table.
+// It holds a mebibyte of L2 tables or two tables, the L1 table and the digest directory in memory, 48 bytes per L2 table.
 // It is not safe for concurrent use. After an error the file is of no use: every call but Close gives that error again.
 type Writer struct {
 	f         File
@@ -54,8 +54,7 @@ type Writer struct {
 	block     []byte        // digest block of the table in l2: room for the hash of its kinds, and the digests so far
 	kinds     []byte        // buffer for those kinds
 	buf       []byte        // buffer of writeEntries
-	directory []directoryEntry
-	spool     *spool
+	trailer   trailer
 	nextGuest int64 // the lowest guest offset that may still be written
 	flushed   bool  // no more data
 	err       error // the first one, or errClosed: nothing goes on after it
@@ -103,7 +102,10 @@ func NewWriter(f File, o WriterOptions) (*Writer, error) {
 		block:   make([]byte, DigestSize),
 		kinds:   make([]byte, o.ClusterSize/8),
 		buf:     make([]byte, min(o.ClusterSize, 64<<10)),
-		spool:   newSpool(o.Scratch),
+		trailer: trailer{blocks: newSpool(o.Scratch)},
+	}
+	if o.BackingFile != "" {
+		w.header.backingOffset = backingNameHome
 	}
 	if o.Codec != nil {
 		w.header.Compression = o.Codec.Type()
@@ -153,9 +155,10 @@ func (w *Writer) finishTable() error {
 	if !used {
 		return nil
 	}
-	if err := w.queueDigests(); err != nil {
+	if err := w.trailer.add(w.l2Index, w.kinds, w.block); err != nil {
 		return err
 	}
+	w.block = w.block[:DigestSize]
 	w.queue = append(w.queue, queuedTable{w.l2Index, w.l2})
 	if n := len(w.spare); n > 0 {
 		w.l2, w.spare = w.spare[n-1], w.spare[:n-1]
@@ -172,7 +175,7 @@ func (w *Writer) finishTable() error {
 func (w *Writer) writeQueue() error {
 	off := w.alloc.clusters(int64(len(w.queue)))
 	for _, t := range w.queue {
-		if err := w.writeEntries(t.entries, off); err != nil {
+		if err := writeEntries(w.f, t.entries, off, w.buf); err != nil {
 			return fmt.Errorf("write L2 table: %w", err)
 		}
 		w.l1[t.index] = uint64(off) | entryCopied
@@ -181,22 +184,6 @@ func (w *Writer) writeQueue() error {
 		w.spare = append(w.spare, t.entries)
 	}
 	w.queue = w.queue[:0]
-	return nil
-}
-
-func (w *Writer) queueDigests() error {
-	hash := digestOf(w.kinds)
-	copy(w.block, hash[:])
-	w.directory = append(w.directory, directoryEntry{
-		l1Index: uint32(w.l2Index),
-		count:   uint32(len(w.block)/DigestSize - 1),
-		offset:  w.spool.length, // from the first block, until Finish knows where that lies
-		hash:    digestOf(w.block),
-	})
-	if _, err := w.spool.Write(w.block); err != nil {
-		return fmt.Errorf("write digests aside: %w", err)
-	}
-	w.block = w.block[:DigestSize]
 	return nil
 }
 
@@ -214,7 +201,7 @@ func (w *Writer) writeCompleteBlocks() error {
 // Close gives back what the Writer holds beside the file, which stays the caller's. It is needed after an error.
 func (w *Writer) Close() error {
 	w.keep(&errClosed)
-	return w.spool.close()
+	return w.trailer.blocks.close()
 }
 
 // keep makes an error the one that every later call gives: data is missing in a file that goes on after it.
