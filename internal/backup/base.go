@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 	"syscall"
 	"time"
@@ -124,22 +123,27 @@ func (j *job) checkContent(ctx context.Context, b *base) error {
 		}
 		image = image.Backing()
 	}
-	if b.point.State == repo.Foreign {
+	unproved := b.point.State == repo.Copied && b.point.Header.Record.Digests == qcow2.NoDigest
+	if b.point.State == repo.Foreign || unproved {
 		return j.checkForeign(ctx, b)
 	}
 	return nil
 }
 
-// checkCopy verifies a point by its digests, and notes by its mtime that this has been done.
+// checkCopy verifies a point by its digests, and notes by its mtime that this has been done. One that data of the Python
+// tool were folded into has none.
 func (j *job) checkCopy(ctx context.Context, p *repo.Point, image *qcow2.Image) error {
-	j.log.Info("point has another mtime than it was made with: verifying its digests", "point", p.Name)
+	j.log.Info("point has another mtime or length than it was made with: verifying its digests", "point", p.Name)
 	j.stale = true
-	if err := image.VerifyDigests(ctx); err != nil || j.DryRun {
+	err := image.VerifyDigests(ctx)
+	if errors.Is(err, qcow2.ErrNoDigests) {
+		err = image.CheckStructure(ctx)
+	}
+	if err != nil || j.DryRun {
 		return err
 	}
 	// No harm if that is not allowed: the next run does it again.
-	created := p.Identity.Created
-	if err := os.Chtimes(p.Path(), created, created); err != nil {
+	if err := p.Confirm(); err != nil {
 		j.log.Debug("can't restore mtime", "point", p.Name, "error", err)
 	}
 	return nil

@@ -30,13 +30,11 @@ func (j *job) newIdentity(b *base, reason string) *repo.Identity {
 	id.Snapshot.Name = j.Repo.SnapshotName(id.Point)
 	if b != nil {
 		id.Changes = repo.Changes{} // by the time that they are found it is known how
-		id.Parent = &repo.Parent{Point: b.point.Name}
+		id.Parent = b.point.AsParent()
 		id.Generation = len(b.chain.Points)
 		if parent := b.point.Identity; parent != nil {
 			id.Chain = parent.Chain
 			id.Generation = parent.Generation + 1
-			id.Parent.PointID = parent.PointID
-			id.Parent.IdentitySHA256 = repo.HashIdentity(b.point.IdentityRaw)
 		}
 	}
 	j.report.Method, j.report.Reason = id.Changes.Method, id.Changes.Reason

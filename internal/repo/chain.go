@@ -22,9 +22,10 @@ type Chain struct {
 	Points []*Point // the opened one first, the full one last; foreign ones included
 	files  []*os.File
 	prove  bool
+	held   *PointLock // whose files are used, and not closed; may be nil
 }
 
-// Close closes the files.
+// Close closes the files. Until then no point of the chain is folded.
 func (c *Chain) Close() error {
 	var errs []error
 	for _, f := range c.files {
@@ -34,12 +35,20 @@ func (c *Chain) Close() error {
 }
 
 // OpenChain opens a point with everything below. It fails where a point below is missing, damaged, or not the one
-// that its child was made on; where the same holds for the mtime alone, that is no error here.
-func (f *Folder) OpenChain(name PointName) (*Chain, error) { return openChain(f, name, false) }
+// that its child was made on; where the same holds for the mtime alone, that is no error here. Where another process folds
+// one of the points it waits, for half a minute at most.
+func (f *Folder) OpenChain(name PointName) (*Chain, error) { return new(Chain).openAll(f, name) }
 
 // OpenProvedChain is OpenChain for those who rely on every byte: what they read is compared with the points' digests,
 // and other content than was stored is a *qcow2.CorruptError. Points of the Python tool have none; see Unproved.
-func (f *Folder) OpenProvedChain(name PointName) (*Chain, error) { return openChain(f, name, true) }
+func (f *Folder) OpenProvedChain(name PointName) (*Chain, error) {
+	return (&Chain{prove: true}).openAll(f, name)
+}
+
+// OpenLockedChain is OpenProvedChain for who has locked some of the points. The lock must outlive the chain.
+func (f *Folder) OpenLockedChain(name PointName, l *PointLock) (*Chain, error) {
+	return (&Chain{prove: true, held: l}).openAll(f, name)
+}
 
 // Unproved lists the points of a chain whose content nothing is known of to compare it with.
 func (c *Chain) Unproved() (points []*Point) {
@@ -51,36 +60,38 @@ func (c *Chain) Unproved() (points []*Point) {
 	return points
 }
 
-func openChain(f *Folder, name PointName, prove bool) (*Chain, error) {
-	c := &Chain{prove: prove}
-	img, err := c.open(f, name, nil)
-	if err != nil {
+func (c *Chain) openAll(f *Folder, name PointName) (_ *Chain, err error) {
+	if c.Image, err = c.open(f, name, nil); err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
-	c.Image = img
 	return c, nil
 }
 
 // open opens one point, and by way of its header those below.
-func (c *Chain) open(f *Folder, name PointName, child *Identity) (*qcow2.Image, error) {
+func (c *Chain) open(f *Folder, name PointName, child *Point) (*qcow2.Image, error) {
 	if len(c.Points) == maxChain {
 		return nil, fmt.Errorf("open chain: more than %d points", maxChain)
 	}
-	p := f.Point(name)
-	if p.State == Damaged {
-		return nil, fmt.Errorf("open point %s: %w", p.Path(), p.Err)
+	file, err := c.file(f, name)
+	if err != nil {
+		return nil, err
 	}
-	if child != nil && child.Parent != nil && child.Parent.IdentitySHA256 != "" &&
-		child.Parent.IdentitySHA256 != HashIdentity(p.IdentityRaw) {
-		return nil, fmt.Errorf("open point %s: it is not the one that %s was made on", p.Path(), child.Point)
+	p := f.pointIn(name, file)
+	switch {
+	case p.State == Damaged:
+		return nil, fmt.Errorf("open point %s: %w", p.Path(), p.Err)
+	case p.State == Removing && child == nil:
+		return nil, fmt.Errorf("open point %s: it is being removed; its file is that of %s already", p.Path(), p.Identity.Point)
+	case child != nil && !p.carries(child):
+		return nil, fmt.Errorf("open point %s: it is not the one that %s was made on", p.Path(), child.Name)
 	}
 	c.Points = append(c.Points, p)
-	return c.openFile(p.Path(), func(backing, format string) (*qcow2.Image, error) {
+	return c.image(file, p.FileSize, func(backing, format string) (*qcow2.Image, error) {
 		if format != "qcow2" {
 			return nil, fmt.Errorf("open backing file of %s: format %q, must be qcow2", p.Path(), format)
 		}
 		if backing == foreignBase && p.State == Foreign {
-			return c.openFile(filepath.Join(f.Dir, foreignBase), nil)
+			return c.openEmpty(f)
 		}
 		parent, ok := f.parseBacking(backing)
 		if !ok {
@@ -89,12 +100,13 @@ func (c *Chain) open(f *Folder, name PointName, child *Identity) (*qcow2.Image, 
 		if !parent.Time().Before(name.Time()) {
 			return nil, fmt.Errorf("open backing file %q of %s: it is not older", backing, p.Path())
 		}
-		return c.open(f, parent, p.Identity)
+		return c.open(f, parent, p)
 	})
 }
 
-func (c *Chain) openFile(path string, backing func(name, format string) (*qcow2.Image, error)) (*qcow2.Image, error) {
-	file, err := os.Open(path)
+// openEmpty opens the file below a full point of the Python tool.
+func (c *Chain) openEmpty(f *Folder) (*qcow2.Image, error) {
+	file, err := os.Open(filepath.Join(f.Dir, foreignBase))
 	if err != nil {
 		return nil, err
 	}
@@ -103,9 +115,31 @@ func (c *Chain) openFile(path string, backing func(name, format string) (*qcow2.
 	if err != nil {
 		return nil, err
 	}
-	img, err := qcow2.Open(file, info.Size(), qcow2.OpenOptions{Backing: backing, Prove: c.prove})
+	return c.image(file, info.Size(), nil)
+}
+
+// file opens a point's file, so that nobody folds it.
+func (c *Chain) file(f *Folder, name PointName) (*os.File, error) {
+	if c.held != nil {
+		if file := c.held.File(name); file != nil {
+			return file, nil
+		}
+	}
+	file, err := openShared(f.Path(name), lockWait)
 	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", path, err)
+		return nil, fmt.Errorf("open point: %w", err)
+	}
+	c.files = append(c.files, file)
+	return file, nil
+}
+
+// opener opens the backing file that a header names.
+type opener = func(name, format string) (*qcow2.Image, error)
+
+func (c *Chain) image(file *os.File, length int64, backing opener) (*qcow2.Image, error) {
+	img, err := qcow2.Open(file, length, qcow2.OpenOptions{Backing: backing, Prove: c.prove})
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", file.Name(), err)
 	}
 	return img, nil
 }

@@ -12,8 +12,8 @@ import (
 // identityFormat is the version of the identity's format.
 const identityFormat = 1
 
-// Identity says what a point is. It stands in the point's own file and is never changed by a backup; its hash is
-// in the identity of the point that lies on it, so that no file can take another's place in a chain.
+// Identity says what a point is. It stands in the point's own file; its hash is in the identity of the point that lies on
+// it, so that no file can take another's place in a chain. It changes only when the point below is folded into its file.
 type Identity struct {
 	Format     int       `json:"format"`
 	Program    string    `json:"program"`    // name and version of the program that made it
@@ -21,7 +21,7 @@ type Identity struct {
 	Chain      string    `json:"chain"`      // UUID, the same in all points of a chain
 	PointID    string    `json:"point_id"`   // UUID
 	Point      PointName `json:"point"`      // as in the file name
-	Generation int       `json:"generation"` // 0: full; otherwise one more than the parent's
+	Generation int       `json:"generation"` // 0: full; otherwise more than the parent's
 	Parent     *Parent   `json:"parent"`     // nil: full
 	Created    time.Time `json:"created"`    // when the snapshot was asked for; also the file's mtime
 
@@ -35,13 +35,26 @@ type Identity struct {
 	Changes     Changes `json:"changes"`
 	Compression string  `json:"compression"` // as in --compress: "none", "zlib", "zstd:1"
 	ClusterSize int64   `json:"cluster_size"`
+
+	// OriginSHA256 is, in hex, the hash of the identity that the point was made with, where a fold has changed it since.
+	// The points above know it by that one.
+	OriginSHA256 string `json:"origin_sha256,omitempty"`
+	// Folded is the point that was folded into this one last; nil: none.
+	Folded *Folded `json:"folded,omitempty"`
 }
 
 // Parent is the point that an increment lies on.
 type Parent struct {
 	Point          PointName `json:"point"`
 	PointID        string    `json:"point_id,omitempty"`        // "" for a point of the Python tool
-	IdentitySHA256 string    `json:"identity_sha256,omitempty"` // hex; "" likewise
+	IdentitySHA256 string    `json:"identity_sha256,omitempty"` // hex, of the identity that it was made with; "" likewise
+}
+
+// Folded is a point that there is no more: what it had is in the file of the one above it.
+type Folded struct {
+	Point        PointName `json:"point"`
+	PointID      string    `json:"point_id,omitempty"`      // "" for a point of the Python tool
+	OriginSHA256 string    `json:"origin_sha256,omitempty"` // hex, of the identity that it was made with; "" likewise
 }
 
 // Image describes the RBD image as it was.

@@ -65,7 +65,7 @@ func (p *Pending) Commit(name string, mtime time.Time) error {
 	if err := p.Chmod(pointMode); err != nil {
 		return err
 	}
-	if err := p.setTime(mtime); err != nil {
+	if err := setTime(p.File, mtime); err != nil {
 		return fmt.Errorf("set time of %s: %w", name, err)
 	}
 	if err := p.Sync(); err != nil {
@@ -83,9 +83,15 @@ func (p *Pending) Commit(name string, mtime time.Time) error {
 	return p.Close()
 }
 
-func (p *Pending) setTime(t time.Time) error {
-	tv := unix.NsecToTimeval(t.UnixNano())
-	return unix.Futimes(int(p.Fd()), []unix.Timeval{tv, tv})
+// setTime sets a file's mtime.
+func setTime(f *os.File, t time.Time) error {
+	ts := unix.NsecToTimespec(t.UnixNano())
+	err := unix.UtimesNanoAt(int(f.Fd()), "", []unix.Timespec{ts, ts}, unix.AT_EMPTY_PATH)
+	if errors.Is(err, unix.EINVAL) { // before Linux 5.8; this way needs /proc
+		tv := unix.NsecToTimeval(t.UnixNano())
+		err = unix.Futimes(int(f.Fd()), []unix.Timeval{tv, tv})
+	}
+	return err
 }
 
 // link gives the file a name that no other file has.

@@ -16,10 +16,11 @@ type State string
 
 // The states.
 const (
-	Good    State = "good"
-	Copied  State = "copied"  // good but for its mtime: a copy, or changed in place; its digests tell
-	Foreign State = "foreign" // made by the Python tool: by its name, and no record of ours
-	Damaged State = "damaged" // not as it was made
+	Good     State = "good"
+	Copied   State = "copied"   // good but for its mtime or bytes at its end: a copy, or changed in place; its digests tell
+	Foreign  State = "foreign"  // made by the Python tool, by its name
+	Removing State = "removing" // its file is that of the point above already: the removal was cut short
+	Damaged  State = "damaged"  // not as it was made
 )
 
 // Point is a restore point as its file describes it.
@@ -34,6 +35,9 @@ type Point struct {
 	FileSize    int64 // apparent, bytes
 	DiskSize    int64 // allocated, bytes
 	ModTime     time.Time
+	inode       uint64
+	links       uint64
+	changed     time.Time // ctime
 }
 
 // Path is the path of the point's file.
@@ -41,29 +45,36 @@ func (p *Point) Path() string { return p.Folder.Path(p.Name) }
 
 // Point reads what a point says of itself and checks it quickly: nothing that takes longer for a larger disk.
 func (f *Folder) Point(name PointName) *Point {
+	file, err := os.Open(f.Path(name))
+	if err != nil {
+		return &Point{Name: name, Folder: f, State: Damaged, Err: err}
+	}
+	defer file.Close()
+	return f.pointIn(name, file)
+}
+
+// pointIn is Point for a file that is open.
+func (f *Folder) pointIn(name PointName, file *os.File) *Point {
 	p := &Point{Name: name, Folder: f}
-	if err := p.read(); err != nil {
+	if err := p.read(file); err != nil {
 		p.State, p.Err = Damaged, err
 	}
 	return p
 }
 
-func (p *Point) read() error {
-	file, err := os.Open(p.Path())
-	if err != nil {
-		return err
-	}
-	defer file.Close()
+func (p *Point) read(file *os.File) (err error) {
 	if err := p.stat(file); err != nil {
 		return err
 	}
-	if p.Header, err = qcow2.ReadHeader(file, p.FileSize); err != nil {
+	header, err := qcow2.ReadHeader(file, p.FileSize)
+	if err != nil {
 		return err
 	}
-	if p.Header.RecordError != nil {
-		return p.Header.RecordError
+	p.Header = header
+	if header.RecordError != nil {
+		return header.RecordError
 	}
-	record := p.Header.Record
+	record := header.Record
 	if record == nil {
 		if !p.Name.Foreign() {
 			return errors.New("it has no record of this program")
@@ -71,7 +82,7 @@ func (p *Point) read() error {
 		p.State = Foreign
 		return nil
 	}
-	if record.FileLength != p.FileSize {
+	if record.FileLength > p.FileSize {
 		return fmt.Errorf("the file has %d bytes and was made with %d", p.FileSize, record.FileLength)
 	}
 	if p.IdentityRaw, err = record.ReadIdentity(file, p.FileSize); err != nil {
@@ -90,7 +101,8 @@ func (p *Point) stat(file *os.File) error {
 	}
 	p.FileSize, p.ModTime = info.Size(), info.ModTime()
 	if sys, ok := info.Sys().(*syscall.Stat_t); ok {
-		p.DiskSize = sys.Blocks * 512
+		p.DiskSize, p.inode, p.links = sys.Blocks*512, sys.Ino, uint64(sys.Nlink)
+		p.changed = time.Unix(sys.Ctim.Unix())
 	}
 	return nil
 }
@@ -102,8 +114,9 @@ func (p *Point) compare() error {
 	if id.Parent != nil {
 		backing = p.Folder.BackingName(id.Parent.Point)
 	}
+	removing := id.Folded != nil && id.Folded.Point == p.Name && p.Name.Time().Before(id.Point.Time())
 	switch {
-	case id.Point != p.Name:
+	case id.Point != p.Name && !removing:
 		return fmt.Errorf("the file is named %s and says that it is %s", p.Name, id.Point)
 	case h.BackingFile != backing:
 		return fmt.Errorf("backing file %q, by the identity it is %q", h.BackingFile, backing)
@@ -112,12 +125,67 @@ func (p *Point) compare() error {
 	case h.Size != (id.Image.Size+511)/512*512:
 		return fmt.Errorf("virtual size %d, by the identity %d", h.Size, id.Image.Size)
 	}
-	p.State = Good
-	// In seconds: what archives and some file systems keep of a time.
-	if !p.ModTime.Truncate(time.Second).Equal(id.Created.Truncate(time.Second)) {
+	switch {
+	case removing:
+		p.State = Removing
+	case p.Name.Foreign():
+		p.State = Foreign
+	case p.excess() > 0 || !p.hasOwnTime():
 		p.State = Copied
+	default:
+		p.State = Good
 	}
 	return nil
+}
+
+// excess is how much longer the file is than it was made, in bytes: by a fold that was cut short.
+func (p *Point) excess() int64 {
+	if p.Header == nil || p.Header.Record == nil {
+		return 0
+	}
+	return p.FileSize - p.Header.Record.FileLength
+}
+
+// hasOwnTime says whether the file has the mtime that it was made with: in seconds, which is what archives and some file
+// systems keep of a time.
+func (p *Point) hasOwnTime() bool {
+	return p.ModTime.Truncate(time.Second).Equal(p.Identity.Created.Truncate(time.Second))
+}
+
+// OriginHash is what the points above know this one by: the hash, in hex, of the identity that it was made with. It
+// outlives folds. "" where there is no identity.
+func (p *Point) OriginHash() string {
+	switch {
+	case p.Identity == nil:
+		return ""
+	case p.Identity.OriginSHA256 != "":
+		return p.Identity.OriginSHA256
+	}
+	return HashIdentity(p.IdentityRaw)
+}
+
+// AsParent is how a point that is made on this one refers to it.
+func (p *Point) AsParent() *Parent {
+	parent := &Parent{Point: p.Name, IdentitySHA256: p.OriginHash()}
+	if p.Identity != nil {
+		parent.PointID = p.Identity.PointID
+	}
+	return parent
+}
+
+// carries says whether the file is the one that a child lies on, by what the child says of its parent. The file of a point
+// that is being removed has all that the child has, and is one for this child alone.
+func (p *Point) carries(child *Point) bool {
+	var parent Parent
+	if child.Identity != nil && child.Identity.Parent != nil {
+		parent = *child.Identity.Parent
+	}
+	if p.State == Removing {
+		id := p.Identity
+		return id.Point == child.Name && (child.Identity == nil || child.Identity.PointID == id.PointID) &&
+			(parent.PointID == "" || parent.PointID == id.Folded.PointID)
+	}
+	return parent.IdentitySHA256 == "" || parent.IdentitySHA256 == p.OriginHash()
 }
 
 // BackingName is how a child names its parent: with "./", so that QEMU takes a colon for no protocol.
@@ -127,7 +195,7 @@ func (f *Folder) BackingName(parent PointName) string {
 
 // Created is when the point was made: by its identity, otherwise by its name.
 func (p *Point) Created() time.Time {
-	if p.Identity != nil {
+	if p.Identity != nil && p.State != Removing {
 		return p.Identity.Created
 	}
 	return p.Name.Time()

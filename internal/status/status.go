@@ -16,6 +16,8 @@ type Image struct {
 	Name   string  `json:"name"`
 	Folder string  `json:"folder"`
 	Points []Point `json:"points"`
+	// GoneSince is when a backup first found that the pool has no such image any more; nil if that is not known.
+	GoneSince *time.Time `json:"gone_since,omitempty"`
 }
 
 // Point is one restore point.
@@ -36,6 +38,8 @@ type Point struct {
 	Reason       string          `json:"reason,omitempty"`
 	Compression  string          `json:"compression,omitempty"`
 	ClusterSize  int64           `json:"cluster_size,omitempty"`
+	Pinned       bool            `json:"pinned,omitempty"`
+	PinComment   string          `json:"pin_comment,omitempty"`
 }
 
 // Describe gives the read model of one point.
@@ -58,7 +62,7 @@ func Describe(p *repo.Point) Point {
 	if p.Header != nil {
 		s.VirtualSize, s.ClusterSize = p.Header.Size, p.Header.ClusterSize()
 	}
-	if id := p.Identity; id != nil {
+	if id := p.Identity; id != nil && p.State != repo.Removing {
 		s.VirtualSize = id.Image.Size
 		s.ChangedBytes = id.Changes.DiffBytes
 		s.Snapshot = id.Snapshot.Name
@@ -88,6 +92,9 @@ func Read(r *repo.Repository, names []string) ([]Image, error) {
 		for _, p := range points {
 			image.Points = append(image.Points, Describe(p))
 		}
+		if err := image.addNotes(f); err != nil {
+			return nil, err
+		}
 		images = append(images, image)
 	}
 	if len(names) == 0 {
@@ -98,6 +105,29 @@ func Read(r *repo.Repository, names []string) ([]Image, error) {
 		err = fmt.Errorf("list %s: %w", r.Dir, err)
 	}
 	return images, err
+}
+
+// addNotes adds what is noted beside the points.
+func (i *Image) addNotes(f *repo.Folder) error {
+	since, gone, err := f.Gone()
+	if err != nil {
+		return err
+	}
+	if gone {
+		i.GoneSince = &since
+	}
+	pins, err := f.Pins()
+	if err != nil {
+		return err
+	}
+	for _, pin := range pins {
+		for n := range i.Points {
+			if p := &i.Points[n]; p.Point == pin.Point {
+				p.Pinned, p.PinComment = true, pin.Comment
+			}
+		}
+	}
+	return nil
 }
 
 // pick gives the images of these names. A name that no image has may be that of a folder.

@@ -1,0 +1,201 @@
+package repo
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+)
+
+// foldNote says in .state/fold that a fold is under way, so that recovery need not read a whole file to know that it is as
+// it should be. The files alone tell all that must be known.
+type foldNote struct {
+	Point PointName `json:"point"` // that is to go
+	Child PointName `json:"child"` // that lies on it
+	Inode uint64    `json:"inode"` // of the file that is changed, which no copy of it has; 0: none is yet
+}
+
+func (f *Folder) writeNote(n foldNote) error {
+	b, err := json.Marshal(&n)
+	if err != nil {
+		return err
+	}
+	if err := writeFileAtomic(f.StatePath("fold"), append(b, '\n'), 0o640, (*Pending).replace); err != nil {
+		return fmt.Errorf("note that a point is being removed: %w", err)
+	}
+	return nil
+}
+
+// readNote gives an empty note where there is none to be read.
+func (f *Folder) readNote() (n foldNote) {
+	b, err := os.ReadFile(f.StatePath("fold"))
+	if err != nil || json.Unmarshal(b, &n) != nil {
+		return foldNote{}
+	}
+	return n
+}
+
+func (f *Folder) removeNote() error {
+	if err := os.Remove(f.StatePath("fold")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// recovery completes what was cut short of removing points.
+type recovery struct {
+	*Folder
+	note   foldNote
+	points []*Point
+	done   []string
+	later  bool // something is left to do
+}
+
+// Recover completes, or takes back, what was cut short of removing points, and says what it has done, a line each. What is in
+// use is left to the next time: it reads right as it is. The caller holds the folder's lock.
+func (f *Folder) Recover() (done []string, err error) {
+	if _, err := removeDeadTemporaries(filepath.Join(f.Dir, stateDir)); err != nil {
+		return nil, err
+	}
+	r := &recovery{Folder: f, note: f.readNote()}
+	for _, step := range []func() error{r.nameResults, r.unlinkFolded, r.restoreTarget} {
+		if r.points, err = f.Points(); err != nil {
+			return r.done, err
+		}
+		if err := step(); err != nil {
+			return r.done, fmt.Errorf("complete the removal of a point: %w", err)
+		}
+	}
+	if r.later {
+		return r.done, nil
+	}
+	return r.done, f.removeNote()
+}
+
+func (r *recovery) say(format string, args ...any) {
+	r.done = append(r.done, fmt.Sprintf(format, args...))
+}
+
+// lock locks points; where that is not possible now, ok is false.
+func (r *recovery) lock(removed PointName, others ...PointName) (l *PointLock, ok bool, err error) {
+	l, err = r.LockPoints(append(others, removed)...)
+	var inUse *InUseError
+	if errors.As(err, &inUse) || hasNoLocks(err) {
+		r.later = true
+		r.say("the removal of point %s is completed another time: %v", removed, err)
+		return nil, false, nil
+	}
+	return l, err == nil, err
+}
+
+// point gives one of the points, nil if it is not there.
+func (r *recovery) point(name PointName) *Point {
+	for _, p := range r.points {
+		if p.Name == name {
+			return p
+		}
+	}
+	return nil
+}
+
+// nameResults gives the files that have the data of a point and of the one above it the name of that one.
+func (r *recovery) nameResults() error {
+	for _, x := range r.points {
+		if x.State != Removing {
+			continue
+		}
+		name := x.Identity.Point
+		locked := []PointName{}
+		if child := r.point(name); child != nil {
+			if child.State != Damaged && (child.Parent() != x.Name || !x.carries(child)) {
+				continue // another one: nobody can tell how this came about
+			}
+			locked = append(locked, name)
+		}
+		if err := r.nameResult(x, locked); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *recovery) nameResult(x *Point, locked []PointName) error {
+	l, ok, err := r.lock(x.Name, locked...)
+	if !ok {
+		return err
+	}
+	defer l.Close()
+	if x.inode == r.note.Inode {
+		_ = setTime(l.File(x.Name), x.Identity.Created) // otherwise the next backup verifies the digests
+	}
+	if err := os.Rename(x.Path(), r.Path(x.Identity.Point)); err != nil {
+		return err
+	}
+	r.say("completed the removal of point %s, which was cut short: its file is that of point %s now", x.Name, x.Identity.Point)
+	return SyncDir(r.Dir)
+}
+
+// unlinkFolded removes points that have been folded into another one.
+func (r *recovery) unlinkFolded() error {
+	for _, c := range r.points {
+		if c.State == Damaged || c.Identity == nil || c.Identity.Folded == nil {
+			continue
+		}
+		x := r.point(c.Identity.Folded.Point)
+		if x == nil || !r.wasFolded(x, c) {
+			continue
+		}
+		l, ok, err := r.lock(x.Name)
+		if err != nil {
+			return err
+		}
+		if !ok {
+			continue
+		}
+		err = errors.Join(r.unlink(x.Name), l.Close())
+		if err != nil {
+			return err
+		}
+		r.say("completed the removal of point %s, which was cut short: point %s has its data", x.Name, c.Name)
+	}
+	return nil
+}
+
+// wasFolded says whether x is what has been folded into c, and was not put back from a copy since: then it is younger.
+func (r *recovery) wasFolded(x, c *Point) bool {
+	folded := c.Identity.Folded
+	if x.State == Damaged || x.State == Removing || x.OriginHash() != folded.OriginSHA256 || r.checkPin(x.Name) != nil {
+		return false
+	}
+	if x.changed.After(c.changed) && (r.note.Point != x.Name || r.note.Child != c.Name) {
+		return false
+	}
+	above, err := children(r.points, x.Name)
+	return err == nil && len(above) == 0
+}
+
+// restoreTarget puts right the file that a fold has changed in place.
+func (r *recovery) restoreTarget() error {
+	for _, p := range r.points {
+		if p.Name != r.note.Point && p.Name != r.note.Child {
+			continue
+		}
+		// A user other than root makes a file writable for a moment.
+		if info, err := os.Stat(p.Path()); err == nil && info.Mode()&0o200 != 0 {
+			_ = os.Chmod(p.Path(), info.Mode()&^0o222)
+		}
+		if p.inode != r.note.Inode || p.State != Copied {
+			continue
+		}
+		excess := p.excess()
+		if err := p.Confirm(); err != nil {
+			return err
+		}
+		if excess > 0 {
+			r.say("took back the removal of point %s, which was cut short: cut %d bytes off point %s", r.note.Point, excess, p.Name)
+		}
+	}
+	return nil
+}
