@@ -9,6 +9,7 @@ import (
 
 	"github.com/rbd2qcow2/rbd2qcow2/internal/crashpoint"
 	"github.com/rbd2qcow2/rbd2qcow2/internal/extent"
+	"github.com/rbd2qcow2/rbd2qcow2/internal/glob"
 	"github.com/rbd2qcow2/rbd2qcow2/internal/progress"
 	"github.com/rbd2qcow2/rbd2qcow2/internal/rbd"
 	"github.com/rbd2qcow2/rbd2qcow2/internal/repo"
@@ -45,7 +46,7 @@ type job struct {
 
 // do carries the backup through; see the package documentation for its steps.
 func (j *job) do(ctx context.Context) error {
-	if j.ref.ID == "" && isPattern(j.ref.Name) {
+	if j.ref.ID == "" && glob.IsPattern(j.ref.Name) {
 		return fmt.Errorf("%w %q", ErrNothingMatched, j.ref.Name)
 	}
 	skip, err := j.skipped(ctx)
@@ -87,6 +88,7 @@ func (j *job) locked(ctx context.Context, lock *repo.Lock) error {
 	for _, name := range removed {
 		j.log.Info("removed a temporary file of a killed run", "file", name)
 	}
+	j.recover()
 	if err := j.inspect(ctx); err != nil {
 		return err
 	}
@@ -128,7 +130,22 @@ func (j *job) locked(ctx context.Context, lock *repo.Lock) error {
 	j.report.Status = Done
 	j.report.Points = []status.Point{status.Describe(j.folder.Point(id.Point))}
 	j.removeOld(ctx, b, id)
+	if b != nil {
+		_ = b.chain.Close() // what this run reads is not pruned
+	}
+	j.prune(ctx)
 	return nil
+}
+
+// recover completes what was cut short of removing points. Where it can't, they read right all the same.
+func (j *job) recover() {
+	done, err := j.folder.Recover()
+	for _, what := range done {
+		j.log.Info(what)
+	}
+	if err != nil {
+		j.log.Warn("can't complete the removal of a point", "error", err)
+	}
 }
 
 // open opens the image's head.

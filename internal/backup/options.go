@@ -3,14 +3,15 @@ package backup
 import (
 	"fmt"
 	"log/slog"
-	"path"
 	"runtime"
 	"slices"
 
 	"github.com/rbd2qcow2/rbd2qcow2/internal/changes"
+	"github.com/rbd2qcow2/rbd2qcow2/internal/glob"
 	"github.com/rbd2qcow2/rbd2qcow2/internal/progress"
 	"github.com/rbd2qcow2/rbd2qcow2/internal/rbd"
 	"github.com/rbd2qcow2/rbd2qcow2/internal/repo"
+	"github.com/rbd2qcow2/rbd2qcow2/internal/retention"
 	"github.com/rbd2qcow2/rbd2qcow2/qcow2"
 )
 
@@ -31,6 +32,9 @@ type Options struct {
 	Parallel    int   // reads in flight, for all images together; 0: 8
 	ClusterSize int64 // in bytes, a power of two; 0: for full points 64 KiB or what the disk needs, for others by their changes
 	Compression Compression
+
+	// Policy says which points of an image stay when it has a new one; empty: all.
+	Policy retention.Policy
 
 	Program  string // name and version, for the identity
 	Logger   *slog.Logger
@@ -78,12 +82,10 @@ func (o Options) withDefaults() (Options, error) {
 	if n := o.ClusterSize; n != 0 && (n < minClusterSize || n > qcow2.MaxClusterSize || n&(n-1) != 0) {
 		return o, fmt.Errorf("cluster size %d: must be a power of two from %d to %d", n, minClusterSize, qcow2.MaxClusterSize)
 	}
-	for _, pattern := range slices.Concat(o.Images, o.Exclude) {
-		if _, err := path.Match(pattern, ""); err != nil {
-			return o, fmt.Errorf("pattern %q: %w", pattern, err)
-		}
+	if err := o.Policy.Validate(); err != nil {
+		return o, err
 	}
-	return o, nil
+	return o, glob.Check(slices.Concat(o.Images, o.Exclude)...)
 }
 
 // Validate reports the first option that is out of its range.

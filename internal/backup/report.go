@@ -5,6 +5,7 @@ import (
 	"log/slog"
 
 	"github.com/rbd2qcow2/rbd2qcow2/internal/progress"
+	"github.com/rbd2qcow2/rbd2qcow2/internal/prune"
 	"github.com/rbd2qcow2/rbd2qcow2/internal/status"
 )
 
@@ -37,8 +38,10 @@ type ImageReport struct {
 	StoredBytes int64          `json:"stored_bytes"`
 	Seconds     float64        `json:"seconds"`
 	Warnings    []string       `json:"warnings,omitempty"` // what was left undone, though the point is good
-	Error       string         `json:"error,omitempty"`
-	Err         error          `json:"-"`
+	// Pruned is what became of older points, nil if nothing was asked for. Its failure is none of the backup.
+	Pruned *prune.ImageReport `json:"pruned,omitempty"`
+	Error  string             `json:"error,omitempty"`
+	Err    error              `json:"-"`
 }
 
 // Count counts the images with a status.
@@ -46,6 +49,17 @@ func (r *Report) Count(s Status) int {
 	n := 0
 	for i := range r.Images {
 		if r.Images[i].Status == s {
+			n++
+		}
+	}
+	return n
+}
+
+// Unpruned counts the images of which points should have been removed and could not be.
+func (r *Report) Unpruned() int {
+	n := 0
+	for i := range r.Images {
+		if p := r.Images[i].Pruned; p != nil && p.Status == prune.Failed {
 			n++
 		}
 	}
@@ -65,5 +79,8 @@ func (r *ImageReport) log(log *slog.Logger) {
 		log.Info("done", "point", r.Points[0].Point, "method", r.Method, "reason", r.Reason,
 			"changed", progress.Bytes(r.DiffBytes), "read", progress.Bytes(r.ReadBytes),
 			"stored", progress.Bytes(r.StoredBytes), "seconds", fmt.Sprintf("%.1f", r.Seconds))
+		if r.Pruned != nil {
+			r.Pruned.Log(log)
+		}
 	}
 }

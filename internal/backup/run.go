@@ -62,6 +62,9 @@ func Run(ctx context.Context, env Env, o Options) (*Report, error) {
 		return nil, err
 	}
 	report := r.images(ctx, picked, homes)
+	if !o.DryRun {
+		r.noteGone(all, homes)
+	}
 	if ctx.Err() != nil {
 		return report, context.Cause(ctx)
 	}

@@ -4,10 +4,9 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"path"
 	"slices"
-	"strings"
 
+	"github.com/rbd2qcow2/rbd2qcow2/internal/glob"
 	"github.com/rbd2qcow2/rbd2qcow2/internal/rbd"
 	"github.com/rbd2qcow2/rbd2qcow2/internal/repo"
 )
@@ -24,11 +23,11 @@ func selectImages(all []rbd.ImageRef, o *Options) ([]rbd.ImageRef, error) {
 	for _, image := range all {
 		wanted := len(o.Images) == 0
 		for _, pattern := range o.Images {
-			if matches(pattern, image.Name) {
+			if glob.Match(pattern, image.Name) {
 				wanted, matched, found[pattern] = true, true, true
 			}
 		}
-		if wanted && !slices.ContainsFunc(o.Exclude, func(p string) bool { return matches(p, image.Name) }) {
+		if wanted && !slices.ContainsFunc(o.Exclude, func(p string) bool { return glob.Match(p, image.Name) }) {
 			picked = append(picked, image)
 		}
 	}
@@ -36,7 +35,7 @@ func selectImages(all []rbd.ImageRef, o *Options) ([]rbd.ImageRef, error) {
 		if found[pattern] {
 			continue
 		}
-		if isPattern(pattern) && !matched && len(o.Images) == 1 {
+		if glob.IsPattern(pattern) && !matched && len(o.Images) == 1 {
 			return nil, fmt.Errorf("%w %q", ErrNothingMatched, pattern)
 		}
 		found[pattern] = true
@@ -47,25 +46,6 @@ func selectImages(all []rbd.ImageRef, o *Options) ([]rbd.ImageRef, error) {
 	}
 	slices.SortFunc(picked, func(a, b rbd.ImageRef) int { return cmp.Compare(a.Name, b.Name) })
 	return picked, nil
-}
-
-func matches(pattern, name string) bool {
-	if pattern == name {
-		return true
-	}
-	// A slash is a byte like any other in an image's name.
-	slash := strings.NewReplacer("/", "\x00")
-	ok, err := path.Match(slash.Replace(pattern), slash.Replace(name))
-	return err == nil && ok
-}
-
-func isPattern(s string) bool {
-	for _, c := range s {
-		if c == '*' || c == '?' || c == '[' {
-			return true
-		}
-	}
-	return false
 }
 
 // folders assigns images to the folders of a repository.

@@ -25,6 +25,7 @@ type backupFlags struct {
 	compression string
 	diff        string
 	clusterSize string
+	keep        keepFlags
 }
 
 func (p *Program) backupCommand() *cobra.Command {
@@ -38,10 +39,12 @@ Each image gets one new point in the repository DIR: an increment on its newest 
 snapshot can be trusted, otherwise a full point, and the reason is printed. One snapshot per image is kept
 for the next run. An image whose metadata has the key "backup-skip" is skipped.
 
+With --keep-* or --max-chain each image is pruned when it has its new point, as by "rbd2qcow2 prune".
+
 Memory is bounded, at about 200 MiB besides what librbd needs, whatever the size of the images and --parallel.
 
-Exit status: 0 all done; 1 nothing done, or nothing matched; 2 usage; 3 some images failed, the rest are
-done; 130 and 143 interrupted.`,
+Exit status: 0 all done; 1 nothing done, or nothing matched; 2 usage; 3 some images failed, or could not be
+pruned, the rest are done; 130 and 143 interrupted.`,
 		Example: `  rbd2qcow2 backup rbd /backup/rbd
   rbd2qcow2 backup --id backup --compress none rbd/customer7 /backup/customer7 'db-*' web1`,
 		Args: arguments(2, -1),
@@ -66,6 +69,7 @@ done; 130 and 143 interrupted.`,
 	flags.IntVar(&f.options.Jobs, "jobs", 4, "back up `N` images at once")
 	flags.BoolVar(&f.options.RemoveOldSnapshots, "remove-old-snapshots", false,
 		"also remove the snapshots, named by digits alone, that the Python tool left")
+	f.keep.add(flags)
 	f.output.add(flags)
 	cephFlags(flags, &f.ceph)
 	return c
@@ -80,6 +84,7 @@ func (p *Program) backup(ctx context.Context, spec, dir string, f *backupFlags) 
 		return err
 	}
 	o := &f.options
+	o.Policy = f.keep.policy
 	if o.Compression.Name, o.Compression.Codec, err = compress.Parse(f.compression); err != nil {
 		return usageError{err}
 	}
@@ -135,8 +140,12 @@ func (p *Program) backupPool(ctx context.Context, r *repo.Repository, pool, name
 	o.Program, o.Logger, o.Progress = "rbd2qcow2 "+p.Version, log, progress
 	report, err := backup.Run(ctx, backup.Env{Cluster: cluster, Pool: source, Repo: r}, o)
 	if report != nil {
-		log.Info("finished", "done", report.Count(backup.Done)+report.Count(backup.Planned),
-			"skipped", report.Count(backup.Skipped), "failed", report.Count(backup.Failed))
+		figures := []any{"done", report.Count(backup.Done) + report.Count(backup.Planned),
+			"skipped", report.Count(backup.Skipped), "failed", report.Count(backup.Failed)}
+		if !o.Policy.Empty() {
+			figures = append(figures, "unpruned", report.Unpruned())
+		}
+		log.Info("finished", figures...)
 	}
 	return report, err
 }
@@ -145,7 +154,7 @@ func (p *Program) backupPool(ctx context.Context, r *repo.Repository, pool, name
 func backupStatus(r *backup.Report) error {
 	failed := r.Count(backup.Failed)
 	switch {
-	case failed == 0:
+	case failed+r.Unpruned() == 0:
 		return nil
 	case failed+r.Count(backup.Skipped) == len(r.Images):
 		return exitError(exitNothing)

@@ -56,7 +56,8 @@ are done; 130 and 143 interrupted.` + buildNote,
 		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(p.initCommand(), p.backupCommand(), p.listCommand(), p.restoreCommand(), p.serveCommand(), p.versionCommand())
+	root.AddCommand(p.initCommand(), p.backupCommand(), p.listCommand(), p.restoreCommand(), p.serveCommand(),
+		p.pruneCommand(), p.pinCommand(), p.unpinCommand(), p.versionCommand())
 	return root
 }
 

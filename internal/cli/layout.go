@@ -55,7 +55,8 @@ func (f *layoutFlags) validate(target string) error {
 // pool is the name of the pool that it is made in, which as a data pool means none.
 func (f *layoutFlags) create(src *restore.Source, pool string, log *slog.Logger) (o rbd.CreateOptions, err error) {
 	var names []string
-	if id := src.Chain.Points[0].Identity; id != nil {
+	// What the Python tool has made tells nothing of the image, also where a fold has given it an identity.
+	if id := src.Chain.Points[0].Identity; id != nil && id.Image.ObjectSize > 0 {
 		i := &id.Image
 		names = append([]string{}, i.Features...)
 		o = rbd.CreateOptions{ObjectSize: i.ObjectSize, DataPool: cmp.Or(i.DataPool, pool)}

@@ -53,16 +53,27 @@ func printTable(w io.Writer, images []status.Image) error {
 			parent, snapshot := "-", "-"
 			if i == len(image.Points)-1 {
 				snapshot = p.Snapshot // those of older points are gone
+				if image.GoneSince != nil {
+					snapshot = "image gone since " + image.GoneSince.Local().Format(time.DateOnly)
+				}
 			}
 			if p.Parent != nil {
 				parent = string(*p.Parent)
 			}
 			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", printable(image.Name), p.Point,
 				p.Time.Local().Format(time.DateTime), p.Kind, progress.Bytes(p.VirtualSize), progress.Bytes(p.DiskSize),
-				progress.Bytes(p.ChangedBytes), parent, p.State, snapshot)
+				progress.Bytes(p.ChangedBytes), parent, state(&p), snapshot)
 		}
 	}
 	return t.Flush()
+}
+
+// state is all that there is to say of a point in one word.
+func state(p *status.Point) string {
+	if p.Pinned {
+		return string(p.State) + ",pinned"
+	}
+	return string(p.State)
 }
 
 // printable keeps names with line breaks and the like from breaking the table.

@@ -68,12 +68,12 @@ func (d *disk) open() (err error) {
 	return nil
 }
 
-// etag is a strong validator: by the identities of a chain, and where one does not prove its file, by that file's length
-// and time.
+// etag is a strong validator: by the identity that the point was made with, which names those below and outlives their
+// removal, and where an identity does not prove its file, by that file's length and time.
 func etag(chain []*repo.Point) string {
 	h := sha256.New()
+	fmt.Fprintf(h, "%s %s\n", chain[0].Name, chain[0].OriginHash())
 	for _, p := range chain {
-		fmt.Fprintf(h, "%s %x\n", p.Name, sha256.Sum256(p.IdentityRaw))
 		if p.State != repo.Good {
 			fmt.Fprintf(h, "%d %d\n", p.FileSize, p.ModTime.UnixNano())
 		}

@@ -45,7 +45,7 @@ func (s *Server) list() ([]listedImage, error) {
 		l := listedImage{Image: image}
 		for _, p := range image.Points {
 			point := listedPoint{Point: p}
-			if p.State != repo.Damaged {
+			if p.State != repo.Damaged && p.State != repo.Removing {
 				point.URL = "./" + diskPath(folder, p.Point) // lest a colon be taken for that behind "http"
 			}
 			l.Points = append(l.Points, point)
