@@ -34,15 +34,16 @@ type scale struct {
 	mediaMiB          int // incompressible
 	farMiB            int // real files, with latency
 	restoreMiB        int // real files that are restored
+	foldMiB           int // real files of a full point that is folded away
 	thin, far, large  int // GiB, virtual sizes of thin images: usual, with the longest latency, and for growth
 }
 
 func usual() scale {
-	return scale{rounds: 5, farRounds: 2, filesMiB: 4096, mediaMiB: 1024, farMiB: 1024, restoreMiB: 4096, thin: 1024, far: 128, large: 10240}
+	return scale{rounds: 5, farRounds: 2, filesMiB: 4096, mediaMiB: 1024, farMiB: 1024, restoreMiB: 4096, foldMiB: 2048, thin: 1024, far: 128, large: 10240}
 }
 
 func quick() scale {
-	return scale{rounds: 2, farRounds: 1, filesMiB: 768, mediaMiB: 256, farMiB: 256, restoreMiB: 512, thin: 128, far: 16, large: 1024}
+	return scale{rounds: 2, farRounds: 1, filesMiB: 768, mediaMiB: 256, farMiB: 256, restoreMiB: 512, foldMiB: 512, thin: 128, far: 16, large: 1024}
 }
 
 // part is a chapter of the measurement.
@@ -61,6 +62,7 @@ func parts() []part {
 		{"large", "the same of a thin image of ten times the size", (*lab).larger},
 		{"database", "increments of many small writes in hot regions", (*lab).database},
 		{"restore", "restores of compressed chains of 1, 10 and 100 points", (*lab).restore},
+		{"fold", "removals of the oldest point, beside flattening and rebasing", (*lab).fold},
 		{"latency", "full and incremental, each operation 2 and 10 ms longer", (*lab).latency},
 	}
 }

@@ -39,14 +39,17 @@ type run struct {
 	Report     *report   `json:"report,omitempty"`
 }
 
-// report is what our program says of an image in "backup --json" (docs/json.md).
+// report is what our program says of an image in "backup --json" or "prune --json" (docs/json.md).
 type report struct {
-	Status string `json:"status"`
-	Method string `json:"method"`
-	Reason string `json:"reason"`
-	Diff   int64  `json:"diff_bytes"`
-	Read   int64  `json:"read_bytes"`
-	Stored int64  `json:"stored_bytes"`
+	Status  string `json:"status"`
+	Method  string `json:"method,omitempty"`
+	Reason  string `json:"reason,omitempty"`
+	Diff    int64  `json:"diff_bytes,omitempty"`
+	Read    int64  `json:"read_bytes,omitempty"`
+	Stored  int64  `json:"stored_bytes,omitempty"`
+	Written int64  `json:"written_bytes,omitempty"`
+	Freed   int64  `json:"freed_bytes,omitempty"`
+	Removed int    `json:"removed,omitempty"`
 }
 
 // compare runs the contestants in turn, for some rounds. change, if any, is called before each round; it returns the bytes changed.
@@ -128,7 +131,7 @@ func (l *lab) time(ctx context.Context, argv []string) (run, error) {
 	}
 	r.PeakBytes = usage.Maxrss << 10
 	r.CPUSeconds = (c.ProcessState.UserTime() + c.ProcessState.SystemTime()).Seconds()
-	if argv[0] == l.program && argv[1] == "backup" {
+	if argv[0] == l.program && (argv[1] == "backup" || argv[1] == "prune") {
 		r.Report, err = parseReport(out.Bytes())
 	}
 	return r, err

@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -41,7 +42,9 @@ func changeTarget(work string, limit float64, k key, value func(run) float64) ta
 	}}
 }
 
-func (l *lab) targets() []target { return append(l.backupTargets(), l.restoreTargets()...) }
+func (l *lab) targets() []target {
+	return slices.Concat(l.backupTargets(), l.restoreTargets(), l.foldTargets())
+}
 
 func (l *lab) backupTargets() []target {
 	full, increment, unchanged := key{files, 0}, key{thin, 0}, key{nothing, 0}

@@ -83,9 +83,14 @@ func sequential(from, to int64, zero bool) (writes []write) {
 }
 
 // scattered are n writes of 4 KiB anywhere in an image of that size.
-func scattered(random *mathrand.Rand, size int64, n int) (writes []write) {
+func scattered(random *mathrand.Rand, size int64, n int) []write {
+	return scatteredBy(random, size, n, 4*kib)
+}
+
+// scatteredBy is scattered for writes of another length, each at a multiple of it.
+func scatteredBy(random *mathrand.Rand, size int64, n int, length int64) (writes []write) {
 	for range n {
-		writes = append(writes, write{offset: random.Int64N(size/(4*kib)) * 4 * kib, length: 4 * kib})
+		writes = append(writes, write{offset: random.Int64N(size/length) * length, length: length})
 	}
 	return writes
 }
