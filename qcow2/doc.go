@@ -19,5 +19,8 @@
 // stored cluster, by which [Image.VerifyDigests] proves a file from itself. A header extension that QEMU keeps leads to
 // them; see [Record].
 //
+// A fold removes a file from the middle of a chain, in place and safe from power cuts: [FoldIntoChild] and
+// [FoldIntoBacking], and [Folded.Punch] for the room that it frees.
+//
 // Not supported: encryption, external data files, extended L2 entries, internal snapshots other than ignoring them.
 package qcow2

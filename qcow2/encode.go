@@ -48,7 +48,7 @@ type ChunkEncoder struct {
 
 // NewChunkEncoder makes an encoder for files whose WriterOptions have the same codec; nil stores data as it is.
 func NewChunkEncoder(codec Codec) (*ChunkEncoder, error) {
-	e := &ChunkEncoder{codec: codec, zeros: make([]byte, MaxClusterSize)}
+	e := &ChunkEncoder{codec: codec, zeros: make([]byte, 64<<10)}
 	if codec == nil {
 		return e, nil
 	}
@@ -105,8 +105,17 @@ func (c *Chunk) checkGaps(clusterSize int64) error {
 	return nil
 }
 
+func (e *ChunkEncoder) isZero(data []byte) bool {
+	for part := range slices.Chunk(data, len(e.zeros)) {
+		if !bytes.Equal(part, e.zeros[:len(part)]) {
+			return false
+		}
+	}
+	return true
+}
+
 func (e *ChunkEncoder) encodeCluster(c *Chunk, data []byte) (encodedCluster, error) {
-	if bytes.Equal(data, e.zeros[:len(data)]) {
+	if e.isZero(data) {
 		return encodedCluster{kind: Zero}, nil
 	}
 	cluster := encodedCluster{kind: Data, digest: digestOf(data)}

@@ -109,21 +109,22 @@ type fold struct {
 	oldSector   []byte
 	switched    bool // the header was written, or may have been
 
-	header  Header // of the result
-	l1      []uint64
-	keep    int64 // tables of the target that stay or change; those behind go
-	space   *space
-	refs    *refcounts
-	packer  packer
-	out     output
-	queue   []queuedTable // L2 tables to be written
-	buf     []byte
-	proved  bool             // the result has digests
-	old     *directoryReader // the target's digest directory
-	trailer trailer
-	dead    *deadSpans
-	encoder []*foldEncoder
-	stats   FoldStats
+	header   Header // of the result
+	l1       []uint64
+	keep     int64 // tables of the target that stay or change; those behind go
+	space    *space
+	refs     *refcounts
+	packer   packer
+	out      output
+	queue    []queuedTable // L2 tables to be written
+	buf      []byte
+	proved   bool             // the result has digests
+	old      *directoryReader // the target's digest directory
+	trailer  trailer
+	dead     *deadSpans
+	jobs     []*foldJob // clusters on their way, of the current table
+	encoders []*ChunkEncoder
+	stats    FoldStats
 }
 
 func newFold(ctx context.Context, file FoldFile, child *Image, o FoldOptions, intoBacking bool) (*fold, error) {

@@ -15,9 +15,7 @@ type foldJob struct {
 	err    error
 }
 
-// foldEncoder prepares clusters; each goroutine has its own.
-type foldEncoder struct{ *ChunkEncoder }
-
+// makeEncoders makes one encoder for each goroutine.
 func (f *fold) makeEncoders() error {
 	var codec Codec
 	if f.o.Compress {
@@ -30,7 +28,7 @@ func (f *fold) makeEncoders() error {
 		if err != nil {
 			return err
 		}
-		f.encoder = append(f.encoder, &foldEncoder{e})
+		f.encoders = append(f.encoders, e)
 	}
 	return nil
 }
@@ -38,7 +36,7 @@ func (f *fold) makeEncoders() error {
 // addJob has a cluster of the target replaced by data.
 func (t *foldTable) addJob(ctx context.Context, i int, whole bool) error {
 	size := t.header.ClusterSize()
-	if err := t.drop(t.entries[i]); err != nil {
+	if err := t.drop(t.entries[i], t.guest+int64(i)*size); err != nil {
 		return err
 	}
 	t.entries[i], t.changed = 0, true
@@ -50,7 +48,7 @@ func (t *foldTable) addJob(ctx context.Context, i int, whole bool) error {
 	}
 	j := t.jobs[n]
 	j.entry, j.whole, j.chunk.Offset = i, whole, t.guest+int64(i)*size
-	if int64(n+1)*size < t.o.limits.batch || n+1 < len(t.encoder) {
+	if int64(n+1)*size < t.o.limits.batch || n+1 < len(t.encoders) {
 		return nil
 	}
 	return t.runJobs(ctx)
@@ -62,10 +60,10 @@ func (t *foldTable) runJobs(ctx context.Context) error {
 		return err
 	}
 	var group sync.WaitGroup
-	for worker := range min(len(t.encoder), len(t.jobs)) {
+	for worker := range min(len(t.encoders), len(t.jobs)) {
 		group.Go(func() {
-			for i := worker; i < len(t.jobs); i += len(t.encoder) {
-				t.jobs[i].err = t.prepare(t.jobs[i], t.encoder[worker])
+			for i := worker; i < len(t.jobs); i += len(t.encoders) {
+				t.jobs[i].err = t.prepare(t.jobs[i], t.encoders[worker])
 			}
 		})
 	}
@@ -96,7 +94,7 @@ func (t *foldTable) runJobs(ctx context.Context) error {
 }
 
 // prepare reads a cluster, proved, and encodes it where it can't be moved as it is.
-func (f *fold) prepare(j *foldJob, e *foldEncoder) error {
+func (f *fold) prepare(j *foldJob, e *ChunkEncoder) error {
 	size := f.header.ClusterSize()
 	data := j.chunk.Data
 	if j.whole {

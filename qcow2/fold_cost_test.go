@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"testing"
+	"time"
 
 	"github.com/rbd2qcow2/rbd2qcow2/internal/qemutest"
 	"github.com/rbd2qcow2/rbd2qcow2/qcow2"
@@ -58,7 +60,7 @@ func TestFoldCost(t *testing.T) {
 	for name, codec := range map[string]qcow2.Codec{"plain": nil, "zstd": qcow2.ZstdCodec(1)} {
 		for _, piece := range []int64{64 << 10, 4 << 10} {
 			t.Run(fmt.Sprint(name, " ", piece), func(t *testing.T) {
-				c, stored := foldBase(t, codec, 256<<20, 200, piece)
+				c, stored := foldBase(t, codec, 64<<20, 64, piece)
 				im, err := c.open(1, true)
 				if err != nil {
 					t.Fatal(err)
@@ -96,7 +98,7 @@ func TestFoldCost(t *testing.T) {
 				if s.WrittenBytes > moved*12/10 {
 					t.Errorf("%d bytes written for %d", s.WrittenBytes, moved)
 				}
-				if s.DroppedClusters != 200 || freed.n != s.FreedBytes || freed.n < moved*7/10 {
+				if s.DroppedClusters != 64 || freed.n != s.FreedBytes || freed.n < moved*7/10 {
 					t.Errorf("%d bytes freed of %d", freed.n, moved)
 				}
 				qemutest.Run(t, "qemu-img", "check", "-q", "-f", "qcow2", f.Name())
@@ -106,6 +108,83 @@ func TestFoldCost(t *testing.T) {
 			})
 		}
 	}
+}
+
+// scattered writes a file with n pieces of noise spread over a disk, each at the start of a cluster of 64 KiB.
+func scattered(t *testing.T, o qcow2.WriterOptions, n int, seed uint64) *os.File {
+	t.Helper()
+	f, err := os.Create(filepath.Join(t.TempDir(), "a.qcow2"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	w, err := qcow2.NewWriter(f, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	r := newRand(seed)
+	c := encoded(t, o.Codec, o.ClusterSize, o.ClusterSize, seed)
+	for i := range n {
+		c.Offset = (int64(i)*(o.Size/int64(n)) + newRand(uint64(i)).Int64N(o.Size/int64(n)-64<<10)) / (64 << 10) * (64 << 10)
+		if r.IntN(4) == 0 { // where the other file has nothing
+			c.Offset = c.Offset / (1 << 20) * (1 << 20)
+		}
+		if err := w.Append(c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Finish([]byte("identity")); err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+// Small changes all over a thin disk of a tebibyte: what a fold costs follows them, and not the disk.
+func TestFoldThinDisk(t *testing.T) {
+	const size, n = 1 << 40, 4000
+	base := scattered(t, qcow2.WriterOptions{Size: size, ClusterSize: 64 << 10}, n, 1)
+	top := scattered(t, qcow2.WriterOptions{Size: size, ClusterSize: 4 << 10, BackingFile: "./a.qcow2"}, n, 2)
+	open := func(f *os.File, below *qcow2.Image) *qcow2.Image {
+		info, err := f.Stat()
+		if err != nil {
+			t.Fatal(err)
+		}
+		im, err := qcow2.Open(f, info.Size(), qcow2.OpenOptions{
+			Prove: true, Backing: func(string, string) (*qcow2.Image, error) { return below, nil },
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return im
+	}
+	im := open(top, open(base, nil))
+	_, cost, err := im.FoldCost(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	started := time.Now()
+	folded, err := qcow2.FoldIntoBacking(t.Context(), base, im, qcow2.FoldOptions{Identity: []byte("folded")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	runtime.ReadMemStats(&after)
+	s := folded.Stats
+	touched := (s.EncodedClusters + 2048) * 64 << 10 // and as many L2 tables
+	t.Logf("%v, %d bytes written for %d touched, estimated %d, %d MiB of memory; %+v", time.Since(started), s.WrittenBytes, touched,
+		cost, after.Sys>>20, s)
+	if s.WrittenBytes > touched {
+		t.Errorf("%d bytes written for %d", s.WrittenBytes, touched)
+	}
+	if err := folded.Punch(punchZeroes{base}); err != nil {
+		t.Fatal(err)
+	}
+	if err := open(base, nil).VerifyDigests(t.Context()); err != nil {
+		t.Error(err)
+	}
+	qemutest.Run(t, "qemu-img", "check", "-q", "-f", "qcow2", base.Name())
 }
 
 type countingPuncher struct {

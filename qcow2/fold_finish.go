@@ -1,6 +1,7 @@
 package qcow2
 
 import (
+	"context"
 	"encoding/binary"
 	"fmt"
 )
@@ -30,7 +31,7 @@ func (f *fold) dropDigests(end int64) error {
 }
 
 // finish writes what is left of the new state, and switches to it.
-func (f *fold) finish() error {
+func (f *fold) finish(ctx context.Context) error {
 	if err := f.keepDigests(f.keep); err != nil {
 		return err
 	}
@@ -43,7 +44,7 @@ func (f *fold) finish() error {
 	if err := f.out.flush(); err != nil {
 		return err
 	}
-	if err := f.writeTables(); err != nil {
+	if err := f.writeTables(ctx); err != nil {
 		return err
 	}
 	algorithm := XXH3
@@ -67,7 +68,7 @@ func (f *fold) finish() error {
 }
 
 // writeTables places the L1 table and all that counts references, and gives up the old ones.
-func (f *fold) writeTables() error {
+func (f *fold) writeTables(ctx context.Context) error {
 	h, size := f.target.header, f.header.ClusterSize()
 	if n := int64(len(f.l1)) * 8; n > 0 {
 		f.header.L1Offset = f.space.extend((n+size-1)/size) << f.header.ClusterBits
@@ -84,7 +85,7 @@ func (f *fold) writeTables() error {
 	if err := f.refs.changeSpan(h.RefTableOffset, int64(h.RefTableClusters)*size, -1); err != nil {
 		return err
 	}
-	if err := f.dead.settle(f.refs); err != nil {
+	if err := f.settleBlobs(ctx); err != nil {
 		return err
 	}
 	if r := h.Record; r != nil {

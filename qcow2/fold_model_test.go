@@ -214,9 +214,13 @@ func randomFoldLayer(r *rand.Rand, first bool, largest int64) layer {
 	if !first {
 		l.cluster = max(l.cluster, 1<<10)
 	}
-	if r.IntN(2) == 0 {
+	switch {
+	case first && r.IntN(3) == 0:
+		l.cluster = 512 // with many refcount blocks
+	case r.IntN(2) == 0:
 		l.cluster = 4 << 10 // so that it often agrees
 	}
+	l.sparse = !first && r.IntN(2) == 0
 	l.size = r.Int64N(largest)
 	if r.IntN(3) == 0 {
 		l.size = l.size / l.cluster * l.cluster

@@ -17,8 +17,7 @@ type Puncher interface {
 }
 
 // Punch gives back, once, the room of what the fold has superseded, in whole pages of 4 KiB: host clusters without
-// references, and inside others the compressed data that has none, but for its last sector, in which other data may
-// begin. Nothing of it is read any more, so that it can be cut short anywhere. It ends with the first error of p.
+// references, and inside others the compressed data that has none and is proved to be what it was. Nothing of it is read any more, so that it can be cut short anywhere. It ends with the first error of p.
 func (f *Folded) Punch(p Puncher) error {
 	err := f.dead.spans.each(p.Punch)
 	if err != nil {
@@ -33,7 +32,7 @@ func (f *Folded) Close() error { return f.dead.close() }
 // deadSpans lists the parts of a file that the new state does not need.
 type deadSpans struct {
 	spans   spanSpool // to be punched
-	blobs   spanSpool // compressed data that may lie in clusters which go as a whole
+	blobs   spanSpool // guest offset and L2 entry of each compressed cluster that was superseded
 	pending Range     // joins neighbours
 	freed   int64     // bytes of spans
 }
@@ -63,33 +62,6 @@ func (d *deadSpans) flush() error {
 	}
 	d.freed += n
 	return d.spans.add(off, n)
-}
-
-// addBlob adds the sectors of compressed data. They end at most one sector behind it: in that, other data may lie.
-func (d *deadSpans) addBlob(off, n int64) error {
-	if n -= sectorSize; n <= 0 {
-		return nil
-	}
-	return d.blobs.add(off, n)
-}
-
-// settle adds what the compressed data has in clusters that stay.
-func (d *deadSpans) settle(refs *refcounts) error {
-	return d.blobs.each(func(off, n int64) error {
-		for end := off + n; off < end; {
-			cluster := off >> refs.bits
-			next := min(end, (cluster+1)<<refs.bits)
-			count, err := refs.count(cluster)
-			if err == nil && count > 0 {
-				err = d.add(off, next-off)
-			}
-			if err != nil {
-				return err
-			}
-			off = next
-		}
-		return nil
-	})
 }
 
 func (d *deadSpans) close() error { return errors.Join(d.spans.close(), d.blobs.close()) }

@@ -32,7 +32,7 @@ func (f *fold) run(ctx context.Context) error {
 			return err
 		}
 	}
-	return f.finish()
+	return f.finish(ctx)
 }
 
 // loadL1 starts the new L1 table with the tables of the old one, and drops those behind the end of the smaller disk.
@@ -70,22 +70,22 @@ func (f *fold) dropTable(index, table int64) error {
 	if err := f.target.readEntries(entries, index, table); err != nil {
 		return err
 	}
-	for _, e := range entries {
-		if err := f.drop(e); err != nil {
+	for i, e := range entries {
+		if err := f.drop(e, index*f.header.l2Span()+int64(i)*f.header.ClusterSize()); err != nil {
 			return err
 		}
 	}
 	return f.refs.changeSpan(table, f.header.ClusterSize(), -1)
 }
 
-// drop takes back the references of an L2 entry of the target.
-func (f *fold) drop(e uint64) error {
+// drop takes back the references of an L2 entry of the target, which is that of a guest offset.
+func (f *fold) drop(e uint64, guest int64) error {
 	if entryKind(e) == Data {
 		f.stats.DroppedClusters++
 	}
 	if e&entryCompressed != 0 {
 		off, n := compressedSpan(e, f.header.ClusterBits)
-		if err := f.dead.addBlob(off, n); err != nil {
+		if err := f.dead.blobs.add(guest, int64(e)); err != nil {
 			return err
 		}
 		return f.refs.changeSpan(off, n, -1)

@@ -14,7 +14,6 @@ type foldTable struct {
 	digests []Digest // by entry, of Data
 	runs    []Extent // what the other file has from guest on, without gaps
 	parts   []foldPart
-	jobs    []*foldJob
 	changed bool
 }
 
@@ -223,7 +222,7 @@ func (t *foldTable) set(i int, e uint64) error {
 		return nil
 	}
 	t.entries[i], t.changed = e, true
-	return t.drop(old)
+	return t.drop(old, t.guest+int64(i)*t.header.ClusterSize())
 }
 
 // finish puts the table in the queue if it has changed. A table without entries leaves no trace.

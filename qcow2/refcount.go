@@ -151,7 +151,7 @@ func (r *refcounts) block(i int64) (*refcountBlock, error) {
 
 // makeRoom writes and forgets the block that was not used for the longest time.
 func (r *refcounts) makeRoom() error {
-	if int64(len(r.blocks)) < max(2, r.memory>>r.bits) {
+	if int64(len(r.blocks)) < max(1, r.memory>>r.bits) {
 		return nil
 	}
 	oldest := int64(-1)

@@ -20,6 +20,7 @@ type layer struct {
 	cluster int64
 	codec   qcow2.Codec
 	exact   bool // tell the Writer where the backing file holds data
+	sparse  bool // most of it stays as it was
 }
 
 func (l layer) String() string {
@@ -99,6 +100,10 @@ func scribbleWriter(t *testing.T, r *rand.Rand, w *qcow2.Writer, l layer, want [
 	for off := int64(0); off < int64(len(want)); {
 		n := min((1+r.Int64N(12))*l.cluster, int64(len(want))-off)
 		part := want[off : off+n]
+		if l.sparse && r.IntN(8) > 0 {
+			off += n
+			continue
+		}
 		switch r.IntN(6) {
 		case 0: // unchanged
 		case 1:
