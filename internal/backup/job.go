@@ -66,7 +66,9 @@ func (j *job) do(ctx context.Context) error {
 	if err := j.folder.Create(); err != nil {
 		return err
 	}
-	lock, err := j.folder.Lock()
+	lock, err := j.folder.AwaitLock(ctx, repo.BackingUp, func(holder *repo.LockedError) {
+		j.log.Info("waiting for another run", "reason", holder.Error())
+	})
 	if err != nil {
 		return err
 	}

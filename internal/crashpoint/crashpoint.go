@@ -1,4 +1,4 @@
-// Package crashpoint names the steps of a backup at which the crash tests kill the program. Only a program built
+// Package crashpoint names the steps of a backup and of a fold at which the crash tests kill the program. Only a program built
 // with the tag crashtest contains the killing; in any other, Reach does nothing.
 package crashpoint
 
@@ -22,10 +22,24 @@ const (
 	SnapshotRemoved = "snapshot-removed" // the snapshot of the point before is gone
 )
 
-// Steps are all steps.
-func Steps() []string {
+// The steps of a fold, in their order.
+const (
+	FoldBegun    = "fold-begun"    // the file that is to be changed, or its copy, is as it was
+	FoldFilled   = "fold-filled"   // it has the data of both points
+	FoldNamed    = "fold-named"    // it has the child's name; where the child's own file is changed, it has had it all along
+	FoldUnlinked = "fold-unlinked" // the point is gone
+	FoldPunched  = "fold-punched"  // the space is given back; the mtime is the time of that
+)
+
+// BackupSteps are all steps of a backup.
+func BackupSteps() []string {
 	return []string{
 		MarkerWritten, MarkerBound, FolderMade, Locked, ClientRecorded, SnapshotMade, Diffed, FirstData, Data, Tables,
 		DataSynced, HeaderWritten, Synced, Linked, DirectorySynced, SnapshotRemoved,
 	}
+}
+
+// FoldSteps are all steps of a fold.
+func FoldSteps() []string {
+	return []string{FoldBegun, FoldFilled, FoldNamed, FoldUnlinked, FoldPunched}
 }

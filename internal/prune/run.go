@@ -118,7 +118,9 @@ func (j *Job) lockAndRun(ctx context.Context) (report ImageReport) {
 	if err := j.Folder.Create(); err != nil { // a folder of the Python tool has no place for a lock
 		return j.failed(err)
 	}
-	lock, err := j.Folder.Lock()
+	lock, err := j.Folder.AwaitLock(ctx, repo.Pruning, func(holder *repo.LockedError) {
+		j.Logger.Info("waiting for another run", "reason", holder.Error())
+	})
 	if err != nil {
 		return j.failed(err)
 	}

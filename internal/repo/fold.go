@@ -8,16 +8,6 @@ import (
 	"os"
 
 	"github.com/rbd2qcow2/rbd2qcow2/internal/crashpoint"
-	"github.com/rbd2qcow2/rbd2qcow2/qcow2"
-)
-
-// The steps of a fold at which crash tests kill the program.
-const (
-	foldBegun    = "fold-begun"    // nothing but the note is written
-	foldFilled   = "fold-filled"   // the file that is changed has the data of both points
-	foldNamed    = "fold-named"    // it has the child's name
-	foldUnlinked = "fold-unlinked" // the point is gone
-	foldPunched  = "fold-punched"  // the space is given back; the mtime is the time of that
 )
 
 // FoldOptions of a removal.
@@ -97,6 +87,10 @@ func (j *fold) run(ctx context.Context) (err error) {
 		return err
 	}
 	defer j.lock.Close()
+	// It may have been pinned since newFold has looked. Who pins it from now on waits for the lock.
+	if err := j.checkPin(j.name); err != nil {
+		return err
+	}
 	if j.chain, err = j.OpenLockedChain(j.child, j.lock); err != nil {
 		return err
 	}
@@ -126,9 +120,14 @@ func (j *fold) check(ctx context.Context) error {
 	if x.Name != j.name || x.State == Removing {
 		return fmt.Errorf("it does not lie below %s: was a removal cut short?", j.Path(j.child))
 	}
+	for _, p := range j.chain.Points[2:] {
+		if p.State == Removing {
+			return fmt.Errorf("the removal of %s below it has to be completed first", p.Path())
+		}
+	}
 	for _, p := range j.chain.Points[:2] {
 		if p.State == Copied {
-			if err := image.VerifyDigests(ctx); err != nil && !errors.Is(err, qcow2.ErrNoDigests) {
+			if err := image.VerifyDigests(ctx); err != nil {
 				return fmt.Errorf("verify %s: %w", p.Path(), err)
 			}
 		}
@@ -165,17 +164,21 @@ func withCopy(cost int64, p *Point) int64 {
 
 // merge makes one file of the two.
 func (j *fold) merge(ctx context.Context) error {
-	if err := j.reached(foldBegun); err != nil {
+	if err := j.reached(crashpoint.FoldBegun); err != nil {
 		return err
 	}
 	folded, err := j.fill(ctx)
 	if err != nil {
+		// It is what it was, and on a full disk no note can tell Recover so.
+		if id := j.target.Identity; id != nil && j.pending == nil {
+			err = errors.Join(err, setTime(j.file, id.Created))
+		}
 		return err
 	}
 	j.result.Written += folded.Stats.WrittenBytes
 	created := j.chain.Points[0].Created()
 	// There is less to do than to undo: no look at ctx any more.
-	if err := j.reached(foldFilled); err != nil {
+	if err := j.reached(crashpoint.FoldFilled); err != nil {
 		return errors.Join(err, folded.Close())
 	}
 	if err := j.install(created); err != nil {
@@ -184,7 +187,7 @@ func (j *fold) merge(ctx context.Context) error {
 	if err := folded.Punch(puncher{j.file}); err != nil {
 		return fmt.Errorf("give space back: %w", err)
 	}
-	if err := j.reached(foldPunched); err != nil {
+	if err := j.reached(crashpoint.FoldPunched); err != nil {
 		return err
 	}
 	return setTime(j.file, created)

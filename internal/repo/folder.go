@@ -120,7 +120,11 @@ func (f *Folder) Points() ([]*Point, error) {
 	}
 	points := make([]*Point, 0, len(names))
 	for _, name := range names {
-		points = append(points, f.Point(name))
+		p := f.Point(name)
+		if _, err := os.Lstat(p.Path()); p.State == Damaged && errors.Is(err, fs.ErrNotExist) {
+			continue // removed since the folder was read
+		}
+		points = append(points, p)
 	}
 	return points, nil
 }

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/rbd2qcow2/rbd2qcow2/internal/crashpoint"
 )
 
 // mustNotChange says whether a point's file has more than one name, so that somebody else counts on what is in it.
@@ -114,7 +116,7 @@ func (j *fold) install(created time.Time) error {
 		if err := os.Rename(j.Path(j.name), j.Path(j.child)); err != nil {
 			return err
 		}
-		if err := j.reached(foldNamed); err != nil {
+		if err := j.reached(crashpoint.FoldNamed); err != nil {
 			return err
 		}
 		return j.synced()
@@ -129,7 +131,7 @@ func (j *fold) synced() error {
 	if err := SyncDir(j.Dir); err != nil {
 		return err
 	}
-	return j.reached(foldUnlinked)
+	return j.reached(crashpoint.FoldUnlinked)
 }
 
 // installPending puts a copy in the place of the child's file, with the mode and the owner of the file that it is of.
@@ -156,7 +158,7 @@ func (j *fold) installPending() error {
 	if err := SyncDir(j.Dir); err != nil {
 		return err
 	}
-	return j.reached(foldNamed)
+	return j.reached(crashpoint.FoldNamed)
 }
 
 // puncher gives space back to the file system, where it takes it.

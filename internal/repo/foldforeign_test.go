@@ -7,6 +7,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/rbd2qcow2/rbd2qcow2/internal/crashpoint"
 	"github.com/rbd2qcow2/rbd2qcow2/internal/qemutest"
 )
 
@@ -69,7 +70,7 @@ func TestFoldForeign(t *testing.T) {
 
 // TestFoldForeignCutShort completes the removal of a point of the Python tool.
 func TestFoldForeignCutShort(t *testing.T) {
-	for _, step := range []string{foldFilled, foldNamed, foldPunched} {
+	for _, step := range []string{crashpoint.FoldFilled, crashpoint.FoldNamed, crashpoint.FoldPunched} {
 		for i := range 3 {
 			s := foreignScene(t)
 			j, err := s.newFold(s.points[i], FoldOptions{})
@@ -86,7 +87,7 @@ func TestFoldForeignCutShort(t *testing.T) {
 			x := s.forget(i)
 			s.checkReads()
 			s.recover()
-			if step == foldFilled && j.pending != nil { // it was still without a name
+			if step == crashpoint.FoldFilled && j.pending != nil { // it was still without a name
 				s.points = slices.Insert(s.points, i, x)
 			}
 			s.checkPoints()

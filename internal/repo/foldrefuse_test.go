@@ -56,6 +56,24 @@ func TestFoldRefused(t *testing.T) {
 	s.checkStates()
 }
 
+// TestFoldPinnedMeanwhile pins a point after its fold has looked at the pins, and before it has the lock.
+func TestFoldPinnedBeforeLock(t *testing.T) {
+	s, i := foldScene(t, true)
+	j, err := s.newFold(s.points[i], FoldOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Pin(t.Context(), s.points[i], ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := j.run(t.Context()); !errors.As(err, new(*PinnedError)) {
+		t.Errorf("pinned meanwhile: %v", err)
+	}
+	s.recover()
+	s.checkPoints()
+	s.checkStates()
+}
+
 // flip flips a bit of the first data of a point.
 func flip(t *testing.T, p *Point) {
 	t.Helper()

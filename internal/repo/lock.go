@@ -1,6 +1,7 @@
 package repo
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -34,9 +35,22 @@ type Holder struct {
 	PID     int       `json:"pid"`
 	Started time.Time `json:"started"`
 	Command string    `json:"command"`
+	Work    Work      `json:"work,omitempty"`
 	// Clients are the RADOS clients by which this process, and dead ones before it, may hold locks of the cluster.
 	Clients []string `json:"clients,omitempty"`
 }
+
+// Work is what a folder's lock is taken for.
+type Work string
+
+// The kinds of work.
+const (
+	BackingUp Work = "backup" // may take hours
+	Pruning   Work = "prune"  // takes seconds, as a rule
+)
+
+// isShort says whether it is about to end, as far as can be told: one that says nothing has just begun, or has just ended.
+func (h Holder) isShort() bool { return h.PID == 0 || h.Work == Pruning }
 
 // maxClients bounds what a series of killed runs leaves behind.
 const maxClients = 64
@@ -48,8 +62,37 @@ type Lock struct {
 	dead   []string
 }
 
+// pruneWait is for how long a run waits for one that prunes.
+const pruneWait = time.Minute
+
+// AwaitLock takes the folder's lock. Where it is held by a run that prunes, or that does not say what it does, AwaitLock calls
+// waiting, once, and waits for a minute at most. Otherwise it fails at once with a *LockedError, as it does in the end.
+func (f *Folder) AwaitLock(ctx context.Context, work Work, waiting func(*LockedError)) (*Lock, error) {
+	return f.awaitLock(ctx, work, pruneWait, waiting)
+}
+
+func (f *Folder) awaitLock(ctx context.Context, work Work, wait time.Duration, waiting func(*LockedError)) (*Lock, error) {
+	for deadline, told := time.Now().Add(wait), false; ; told = true {
+		l, err := f.lock(work)
+		var locked *LockedError
+		if !errors.As(err, &locked) || !locked.Holder.isShort() || time.Now().After(deadline) {
+			return l, err
+		}
+		if !told {
+			waiting(locked)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-time.After(lockPoll):
+		}
+	}
+}
+
 // Lock takes the folder's lock, or fails at once with a *LockedError.
-func (f *Folder) Lock() (*Lock, error) {
+func (f *Folder) Lock() (*Lock, error) { return f.lock("") }
+
+func (f *Folder) lock(work Work) (*Lock, error) {
 	path := f.StatePath("lock")
 	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o640)
 	if err != nil {
@@ -66,10 +109,11 @@ func (f *Folder) Lock() (*Lock, error) {
 	l := &Lock{
 		file:   file,
 		dead:   readHolder(file).Clients,
-		holder: Holder{Host: host, PID: os.Getpid(), Started: time.Now().UTC(), Command: strings.Join(os.Args, " ")},
+		holder: Holder{Host: host, PID: os.Getpid(), Started: time.Now().UTC(), Command: strings.Join(os.Args, " "), Work: work},
 	}
 	l.holder.Clients = l.dead
-	if err := l.write(); err != nil {
+	// On a full disk it goes on without saying who it is: what removes points makes room.
+	if err := l.write(); err != nil && !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) {
 		file.Close()
 		return nil, err
 	}

@@ -1,12 +1,14 @@
 package repo
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 func lockedFolder(t *testing.T) (*Folder, *Lock) {
@@ -42,6 +44,43 @@ func TestLockNamesHolder(t *testing.T) {
 		t.Errorf("lock file after the end: %v, %v", info, err)
 	}
 	if err := mustLock(t, f).Unlock(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestAwaitLock waits for a run that prunes, and for no other one.
+func TestAwaitLock(t *testing.T) {
+	f, backup := lockedFolder(t)
+	told := 0
+	waiting := func(*LockedError) { told++ }
+	var locked *LockedError
+	if _, err := f.AwaitLock(t.Context(), Pruning, waiting); !errors.As(err, &locked) || told != 0 {
+		t.Errorf("beside a backup: %v, told %d times", err, told)
+	}
+	if err := backup.Unlock(); err != nil {
+		t.Fatal(err)
+	}
+	prune, err := f.AwaitLock(t.Context(), Pruning, waiting)
+	if err != nil || told != 0 {
+		t.Fatalf("alone: %v, told %d times", err, told)
+	}
+	if _, err := f.awaitLock(t.Context(), BackingUp, 3*lockPoll, waiting); !errors.As(err, &locked) || told != 1 {
+		t.Errorf("beside a prune that does not end: %v, told %d times", err, told)
+	}
+	interrupted := errors.New("interrupted")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	if _, err := f.AwaitLock(ctx, BackingUp, func(*LockedError) { cancel(interrupted) }); !errors.Is(err, interrupted) {
+		t.Errorf("interrupted: %v", err)
+	}
+	ended := make(chan error)
+	l, err := f.AwaitLock(t.Context(), BackingUp, func(*LockedError) {
+		time.AfterFunc(3*lockPoll, func() { ended <- prune.Unlock() })
+		told++
+	})
+	if err != nil || told != 2 {
+		t.Fatalf("beside a prune that ends: %v, told %d times", err, told)
+	}
+	if err := errors.Join(<-ended, l.Unlock()); err != nil {
 		t.Error(err)
 	}
 }

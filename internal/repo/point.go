@@ -37,7 +37,6 @@ type Point struct {
 	ModTime     time.Time
 	inode       uint64
 	links       uint64
-	changed     time.Time // ctime
 }
 
 // Path is the path of the point's file.
@@ -102,7 +101,6 @@ func (p *Point) stat(file *os.File) error {
 	p.FileSize, p.ModTime = info.Size(), info.ModTime()
 	if sys, ok := info.Sys().(*syscall.Stat_t); ok {
 		p.DiskSize, p.inode, p.links = sys.Blocks*512, sys.Ino, uint64(sys.Nlink)
-		p.changed = time.Unix(sys.Ctim.Unix())
 	}
 	return nil
 }

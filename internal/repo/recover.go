@@ -127,8 +127,8 @@ func (r *recovery) nameResult(x *Point, locked []PointName) error {
 		return err
 	}
 	defer l.Close()
-	if x.inode == r.note.Inode {
-		_ = setTime(l.File(x.Name), x.Identity.Created) // otherwise the next backup verifies the digests
+	if err := x.settle(l.File(x.Name), x.inode == r.note.Inode); err != nil {
+		return err
 	}
 	if err := os.Rename(x.Path(), r.Path(x.Identity.Point)); err != nil {
 		return err
@@ -137,8 +137,33 @@ func (r *recovery) nameResult(x *Point, locked []PointName) error {
 	return SyncDir(r.Dir)
 }
 
-// unlinkFolded removes points that have been folded into another one.
+// settle sees to it that the state of a file that was read is on disk, too: it may have been read from memory, where an
+// interrupted fold, or a sync that failed, has left it. The mtime is put right where it was, or where the file is known.
+func (p *Point) settle(file *os.File, known bool) error {
+	sector := make([]byte, 512) // with header and record
+	_, err := file.ReadAt(sector, 0)
+	if err == nil {
+		_, err = file.WriteAt(sector, 0)
+	}
+	if err == nil {
+		err = file.Sync()
+	}
+	if err != nil {
+		return fmt.Errorf("settle %s: %w", p.Path(), err)
+	}
+	if known || p.hasOwnTime() {
+		return setTime(file, p.Identity.Created) // otherwise the next backup verifies the digests
+	}
+	return setTime(file, p.ModTime)
+}
+
+// unlinkFolded removes the point that has been folded into another one. Only the note tells which: a point that was put back from
+// a copy looks the same, and one too many does no harm. While a file waits for its name nothing goes: what it is below, by its old
+// name, can't be told apart from what is below the point above.
 func (r *recovery) unlinkFolded() error {
+	if r.later {
+		return nil
+	}
 	for _, c := range r.points {
 		if c.State == Damaged || c.Identity == nil || c.Identity.Folded == nil {
 			continue
@@ -147,15 +172,17 @@ func (r *recovery) unlinkFolded() error {
 		if x == nil || !r.wasFolded(x, c) {
 			continue
 		}
-		l, ok, err := r.lock(x.Name)
+		l, ok, err := r.lock(x.Name, c.Name)
 		if err != nil {
 			return err
 		}
 		if !ok {
 			continue
 		}
-		err = errors.Join(r.unlink(x.Name), l.Close())
-		if err != nil {
+		if err = c.settle(l.File(c.Name), c.inode == r.note.Inode); err == nil {
+			err = r.unlink(x.Name)
+		}
+		if err = errors.Join(err, l.Close()); err != nil {
 			return err
 		}
 		r.say("completed the removal of point %s, which was cut short: point %s has its data", x.Name, c.Name)
@@ -163,13 +190,12 @@ func (r *recovery) unlinkFolded() error {
 	return nil
 }
 
-// wasFolded says whether x is what has been folded into c, and was not put back from a copy since: then it is younger.
+// wasFolded says whether x is what has just been folded into c.
 func (r *recovery) wasFolded(x, c *Point) bool {
-	folded := c.Identity.Folded
-	if x.State == Damaged || x.State == Removing || x.OriginHash() != folded.OriginSHA256 || r.checkPin(x.Name) != nil {
+	if r.note.Point != x.Name || r.note.Child != c.Name || x.OriginHash() != c.Identity.Folded.OriginSHA256 {
 		return false
 	}
-	if x.changed.After(c.changed) && (r.note.Point != x.Name || r.note.Child != c.Name) {
+	if x.State == Damaged || x.State == Removing || r.checkPin(x.Name) != nil {
 		return false
 	}
 	above, err := children(r.points, x.Name)

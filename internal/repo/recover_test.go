@@ -106,7 +106,13 @@ func TestRecoverUnlink(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.write(c, id, s.states[c])
-
+	if done := s.recover(); len(done) > 0 {
+		t.Errorf("recovery removed a point without a note: %q", done)
+	}
+	note := foldNote{Point: x, Child: c}
+	if err := s.writeNote(note); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := s.changePins(t.Context(), x, &Pin{Point: x}); err != nil {
 		t.Fatal(err)
 	}
@@ -114,6 +120,9 @@ func TestRecoverUnlink(t *testing.T) {
 		t.Errorf("recovery removed a pinned point: %q", done)
 	}
 	if _, err := s.Unpin(t.Context(), x); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.writeNote(note); err != nil {
 		t.Fatal(err)
 	}
 

@@ -31,6 +31,9 @@ func (f *Folder) RemoveLeaf(name PointName) (freed int64, err error) {
 	case !hasNoLocks(err): // who reads a file that is unlinked reads on
 		return 0, fmt.Errorf("remove point: %w", err)
 	}
+	if err := f.checkPin(name); err != nil { // again: who pins it from now on waits for the lock
+		return 0, fmt.Errorf("remove point: %w", err)
+	}
 	return freed, f.unlink(name)
 }
 
@@ -79,10 +82,11 @@ func allocated(file *os.File) int64 {
 // Confirm notes that a point which was copied has been compared with its digests: what a fold that was cut short has
 // appended is cut off, and the mtime put right.
 func (p *Point) Confirm() error {
-	file, err := os.Open(p.Path())
+	open := os.Open
 	if p.excess() > 0 {
-		file, err = openWritable(p.Path())
+		open = openWritable
 	}
+	file, err := open(p.Path())
 	if err != nil {
 		return err
 	}

@@ -40,10 +40,11 @@ func (d *disk) load() {
 }
 
 func (d *disk) open() (err error) {
-	if _, err := os.Stat(d.folder.Path(d.name)); errors.Is(err, fs.ErrNotExist) {
-		return notFoundf("image folder %q has no point %s", d.folder.Name, d.name)
-	}
 	if d.chain, err = d.folder.OpenProvedChain(d.name); err != nil {
+		// Perhaps it was there when it was asked for, and has been pruned since.
+		if _, statErr := os.Stat(d.folder.Path(d.name)); errors.Is(statErr, fs.ErrNotExist) {
+			return notFoundf("image folder %q has no point %s", d.folder.Name, d.name)
+		}
 		return err
 	}
 	for _, p := range d.chain.Points {
