@@ -14,7 +14,7 @@ func TestKillAtStep(t *testing.T) {
 	pool := cephtest.Require(t).Pool(t)
 	first := []string{crashpoint.MarkerWritten, crashpoint.MarkerBound, crashpoint.FolderMade} // once in a repository's life
 	committed := []string{crashpoint.Linked, crashpoint.DirectorySynced, crashpoint.SnapshotRemoved}
-	for _, step := range crashpoint.Steps() {
+	for _, step := range crashpoint.BackupSteps() {
 		t.Run(step, func(t *testing.T) {
 			t.Parallel()
 			s := newScene(t, pool, step, 24<<20, "write -P 1 64k 6M", "write -P 2 9M 100k", "write -z 3M 70k")

@@ -14,7 +14,7 @@ import (
 )
 
 // TestHistory lives through random histories of an image, with a backup now and then, and compares every point with
-// what the image was then. Now and then it brings the image back to one of them.
+// what the image was then. Now and then it brings the image back to one of them, or removes some.
 //
 // RBD2QCOW2_SEEDS is the number of histories, 24 unless told; RBD2QCOW2_SEED repeats one.
 func TestHistory(t *testing.T) {
@@ -26,6 +26,9 @@ func TestHistory(t *testing.T) {
 			for range 3 + h.rng.IntN(6) {
 				h.change(t)
 				h.backUp(t)
+				if len(h.points) > 1 && h.chance(2) {
+					h.pruneSome(t)
+				}
 			}
 			h.undoOften(t)
 			h.check(t)
@@ -98,7 +101,7 @@ func newHistory(t *testing.T, pools *historyPools, seed uint64) *history {
 	}
 	h.unit = pick[int64](h.rng, 64<<10, 4<<20, 8<<20)
 	options := []string{"--object-size", strconv.FormatInt(h.unit, 10)}
-	if h.chance(3) {
+	if len(h.points) > 1 && h.chance(2) {
 		options = append(options, "--image-feature="+pick(h.rng, "layering", "layering,exclusive-lock"))
 	}
 	if h.chance(4) {
