@@ -21,7 +21,7 @@ SCRIPTS = $(shell grep -rlIm1 '^\#!.*sh$$' scripts test .ci)
 
 export CGO_ENABLED := 1
 
-.PHONY: help deps deps-test build build-static demo test test-short lint fuzz fuzz-changes bench cover clean
+.PHONY: help deps deps-test build build-static demo test test-short lint fuzz fuzz-changes bench bench-year cover clean
 
 help: ## list the targets
 	@awk -F ': .*## ' '/^[a-z-]+:.* ## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -73,6 +73,10 @@ cover: deps-test ## run all tests and write the coverage to bin/cover.html
 bench: build deps-test ## measure beside rbd and qemu-img on a throw-away cluster (docs/performance.md); BENCHFLAGS=-quick for a try
 	go build -trimpath -buildvcs=false -o bin/bench ./bench
 	bin/bench $(BENCHFLAGS)
+
+bench-year: deps-test ## simulate a year of daily backups that are pruned (docs/performance.md); BENCHFLAGS='-days 60' for a try
+	go build -trimpath -buildvcs=false -o bin/bench-year ./bench/year
+	bin/bench-year $(BENCHFLAGS)
 
 clean: ## remove what was built
 	rm -rf bin
