@@ -131,13 +131,13 @@ func (j *job) checkContent(ctx context.Context, b *base) error {
 }
 
 // checkCopy verifies a point by its digests, and notes by its mtime that this has been done. One that data of the Python
-// tool were folded into has none.
+// tool were folded into has none: nothing proves it, so that it stays what it is.
 func (j *job) checkCopy(ctx context.Context, p *repo.Point, image *qcow2.Image) error {
 	j.log.Info("point has another mtime or length than it was made with: verifying its digests", "point", p.Name)
 	j.stale = true
 	err := image.VerifyDigests(ctx)
 	if errors.Is(err, qcow2.ErrNoDigests) {
-		err = image.CheckStructure(ctx)
+		return image.CheckStructure(ctx)
 	}
 	if err != nil || j.DryRun {
 		return err

@@ -48,7 +48,7 @@ func openShared(path string, wait time.Duration) (*os.File, error) {
 			return nil, &os.PathError{Op: "lock", Path: path, Err: err}
 		}
 		if time.Now().After(deadline) {
-			return nil, fmt.Errorf("open %s: it is being pruned by another run; try again", path)
+			return nil, fmt.Errorf("open %s: it is being pruned by another run, or written to; try again: %w", path, unix.EAGAIN)
 		}
 	}
 }
