@@ -108,6 +108,11 @@ func (f *Folder) FileName(p PointName) string { return f.Name + "@" + string(p) 
 // StatePath is the path of a small file that may be lost.
 func (f *Folder) StatePath(name string) string { return filepath.Join(f.Dir, stateDir, name) }
 
+// writeState replaces such a file by one of a line, or lines, of JSON.
+func (f *Folder) writeState(name string, content []byte) error {
+	return writeFileAtomic(f.StatePath(name), append(content, '\n'), 0o640, (*Pending).replace)
+}
+
 // Path is the path of a point's file.
 func (f *Folder) Path(p PointName) string { return filepath.Join(f.Dir, f.FileName(p)) }
 

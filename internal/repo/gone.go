@@ -38,9 +38,8 @@ func (f *Folder) NoteGone(isGone bool, now time.Time) (news bool, err error) {
 	if err == nil && was == isGone {
 		return false, nil
 	}
-	path := f.StatePath("gone.json")
 	if !isGone {
-		return true, os.Remove(path)
+		return true, os.Remove(f.StatePath("gone.json"))
 	}
 	if err := f.Create(); err != nil { // a folder of the Python tool has no place for it
 		return false, err
@@ -49,7 +48,7 @@ func (f *Folder) NoteGone(isGone bool, now time.Time) (news bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	if err := writeFileAtomic(path, append(b, '\n'), 0o640, (*Pending).replace); err != nil {
+	if err := f.writeState("gone.json", b); err != nil {
 		return false, fmt.Errorf("note that an image is gone: %w", err)
 	}
 	return true, nil

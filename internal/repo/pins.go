@@ -87,7 +87,7 @@ func (f *Folder) changePins(ctx context.Context, name PointName, pin *Pin) (was 
 	if err != nil {
 		return false, err
 	}
-	if err := writeFileAtomic(f.StatePath("pins.json"), append(b, '\n'), 0o640, (*Pending).replace); err != nil {
+	if err := f.writeState("pins.json", b); err != nil {
 		return false, fmt.Errorf("write pins: %w", err)
 	}
 	return was, nil

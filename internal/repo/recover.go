@@ -22,7 +22,7 @@ func (f *Folder) writeNote(n foldNote) error {
 	if err != nil {
 		return err
 	}
-	if err := writeFileAtomic(f.StatePath("fold"), append(b, '\n'), 0o640, (*Pending).replace); err != nil {
+	if err := f.writeState("fold", b); err != nil {
 		return fmt.Errorf("note that a point is being removed: %w", err)
 	}
 	return nil
