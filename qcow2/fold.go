@@ -26,6 +26,8 @@ type FoldOptions struct {
 	Parallel int
 	// Scratch is what WriterOptions has; it may be called three times.
 	Scratch func() (Scratch, error)
+	// Confirm is asked right before the switch; its error undoes the fold. nil: nobody is asked.
+	Confirm func() error
 
 	limits foldLimits
 }
@@ -133,7 +135,7 @@ func newFold(ctx context.Context, file FoldFile, child *Image, o FoldOptions, in
 		return nil, errors.New("no backing file: nothing to fold")
 	}
 	if o.limits == (foldLimits{}) {
-		o.limits = foldLimits{refcounts: 32 << 20, window: 16 << 20, batch: 4 << 20, queue: queueBytes}
+		o.limits = foldLimits{refcounts: 32 << 20, window: refcountWindow, batch: 4 << 20, queue: queueBytes}
 	}
 	f := &fold{
 		o: o, f: &foldFile{FoldFile: file}, child: child, target: child, other: backing, below: backing.Backing(),
@@ -186,12 +188,8 @@ func (f *fold) check(ctx context.Context) error {
 	if err := f.target.checkFoldable(f.size); err != nil {
 		return err
 	}
-	for _, im := range []*Image{f.target, f.other} {
-		if r, err := im.record(); err != nil && !errors.Is(err, ErrNoRecord) {
-			return err
-		} else if err == nil && r.Digests != NoDigest && !im.Proved() {
-			return errors.New("files with digests that are not proved")
-		}
+	if err := errors.Join(f.target.checkProves(), f.other.checkProves()); err != nil {
+		return err
 	}
 	if f.o.Codec != nil && f.o.Codec.Type() != f.target.header.Compression {
 		return fmt.Errorf("codec of type %s for a file of type %s", f.o.Codec.Type(), f.target.header.Compression)
@@ -223,6 +221,16 @@ func (im *Image) checkFoldable(size int64) error {
 		if test.is {
 			return &UnsupportedError{test.feature}
 		}
+	}
+	return nil
+}
+
+// checkProves says whether a file that has digests was opened to be compared with them.
+func (im *Image) checkProves() error {
+	if r, err := im.record(); err != nil && !errors.Is(err, ErrNoRecord) {
+		return err
+	} else if err == nil && r.Digests != NoDigest && !im.Proved() {
+		return errors.New("a file with digests that is not proved")
 	}
 	return nil
 }

@@ -2,7 +2,6 @@ package qcow2
 
 import (
 	"context"
-	"errors"
 	"sync"
 )
 
@@ -71,12 +70,8 @@ func (f *fold) settleBatch(ctx context.Context, batch []*deadBlob) error {
 	}
 	group.Wait()
 	for _, b := range batch {
-		var damage *CorruptError
-		if errors.As(b.err, &damage) {
-			continue // whatever is there, nobody needs it any more
-		}
 		if b.err != nil {
-			return b.err
+			continue // damaged or unreadable: nobody needs it any more, and its room may wait for the whole cluster's
 		}
 		if err := f.addDeadBlob(b); err != nil {
 			return err

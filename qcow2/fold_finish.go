@@ -112,6 +112,11 @@ func (f *fold) switchOver() error {
 	if err := f.f.Sync(); err != nil {
 		return fmt.Errorf("sync data and tables: %w", err)
 	}
+	if f.o.Confirm != nil {
+		if err := f.o.Confirm(); err != nil {
+			return err
+		}
+	}
 	f.switched = true
 	if _, err := f.f.WriteAt(f.header.encodeSector(), 0); err != nil {
 		return fmt.Errorf("write header: %w", err)

@@ -17,7 +17,9 @@ type Puncher interface {
 }
 
 // Punch gives back, once, the room of what the fold has superseded, in whole pages of 4 KiB: host clusters without
-// references, and inside others the compressed data that has none and is proved to be what it was. Nothing of it is read any more, so that it can be cut short anywhere. It ends with the first error of p.
+// references, and inside others the compressed data that has none and is proved to be what it was. Nothing of it is read
+// any more, so that it can be cut short anywhere; Image.PunchFree does most of what is left then. It ends with the first
+// error of p.
 func (f *Folded) Punch(p Puncher) error {
 	err := f.dead.spans.each(p.Punch)
 	if err != nil {
@@ -54,14 +56,19 @@ func (d *deadSpans) add(off, n int64) error {
 
 // flush makes whole pages of what is pending.
 func (d *deadSpans) flush() error {
-	off := (d.pending.Offset + punchPage - 1) / punchPage * punchPage
-	n := d.pending.End()/punchPage*punchPage - off
+	pages := wholePages(d.pending)
 	d.pending = Range{}
-	if n <= 0 {
+	if pages.Length == 0 {
 		return nil
 	}
-	d.freed += n
-	return d.spans.add(off, n)
+	d.freed += pages.Length
+	return d.spans.add(pages.Offset, pages.Length)
+}
+
+// wholePages is what can be punched of a range.
+func wholePages(r Range) Range {
+	off := (r.Offset + punchPage - 1) / punchPage * punchPage
+	return Range{off, max(0, r.End()/punchPage*punchPage-off)}
 }
 
 func (d *deadSpans) close() error { return errors.Join(d.spans.close(), d.blobs.close()) }

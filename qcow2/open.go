@@ -20,6 +20,9 @@ type OpenOptions struct {
 	// Prove compares all that is read of the file with its digests, where it has them: see Image.Proved. A cluster is
 	// read as a whole for that. Data or tables that are not as they were written are a *CorruptError.
 	Prove bool
+	// Alone leaves the backing file where it is, for those who ask about this file only: where it has nothing, the image is
+	// said to have nothing. Backing is not called.
+	Alone bool
 }
 
 // Image is what a guest sees of a file and its backing files. Its methods may be called concurrently.
@@ -47,7 +50,7 @@ func Open(r io.ReaderAt, fileLength int64, o OpenOptions) (*Image, error) {
 		return nil, err
 	}
 	im := &Image{r: r, fileLength: fileLength, header: h}
-	if h.BackingFile != "" {
+	if h.BackingFile != "" && !o.Alone {
 		if im.backing, err = openBacking(h, o); err != nil {
 			return nil, err
 		}

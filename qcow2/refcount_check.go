@@ -7,6 +7,9 @@ import (
 	"math"
 )
 
+// refcountWindow is how many host clusters' references are counted at a time.
+const refcountWindow = 16 << 20
+
 // checkRefcounts counts the references to each host cluster of the file anew, from all of its tables, and compares them
 // with the refcounts. A cluster that has less of those than references is a *CorruptError: it would be taken for free
 // before its time. One that has more is but lost, and no error, unless it lies behind the end of the file. It counts

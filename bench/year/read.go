@@ -18,7 +18,7 @@ const parallel = 8
 
 // restoreTo restores a point, each byte compared with its digest as ever.
 func (h *history) restoreTo(ctx context.Context, p repo.PointName, to restore.Target) (err error) {
-	chain, err := h.OpenProvedChain(p)
+	chain, err := h.OpenProvedChain(ctx, p)
 	if err != nil {
 		return err
 	}

@@ -90,7 +90,7 @@ func (j *job) locked(ctx context.Context, lock *repo.Lock) error {
 	for _, name := range removed {
 		j.log.Info("removed a temporary file of a killed run", "file", name)
 	}
-	j.recover()
+	j.recover(ctx)
 	if err := j.inspect(ctx); err != nil {
 		return err
 	}
@@ -140,8 +140,8 @@ func (j *job) locked(ctx context.Context, lock *repo.Lock) error {
 }
 
 // recover completes what was cut short of removing points. Where it can't, they read right all the same.
-func (j *job) recover() {
-	done, err := j.folder.Recover()
+func (j *job) recover(ctx context.Context) {
+	done, err := j.folder.Recover(ctx)
 	for _, what := range done {
 		j.log.Info(what)
 	}

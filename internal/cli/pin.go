@@ -57,7 +57,7 @@ func (p *Program) pin(ctx context.Context, f *repo.Folder, point repo.PointName,
 	if err := f.Pin(ctx, point, comment); err != nil {
 		return err
 	}
-	if err := awaitFold(f, point); err != nil {
+	if err := awaitFold(ctx, f, point); err != nil {
 		_, unpinErr := f.Unpin(ctx, point)
 		return errors.Join(fmt.Errorf("pin %s: it is being removed: %w", f.FileName(point), err), unpinErr)
 	}
@@ -66,8 +66,8 @@ func (p *Program) pin(ctx context.Context, f *repo.Folder, point repo.PointName,
 }
 
 // awaitFold returns when nobody is removing a point, as far as it is still there.
-func awaitFold(f *repo.Folder, point repo.PointName) error {
-	chain, err := f.OpenChain(point)
+func awaitFold(ctx context.Context, f *repo.Folder, point repo.PointName) error {
+	chain, err := f.OpenChain(ctx, point)
 	if err == nil {
 		return chain.Close()
 	}

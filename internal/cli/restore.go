@@ -110,7 +110,7 @@ func (p *Program) restore(ctx context.Context, dir, spec, target string, f *rest
 	}
 	reporter, log, end := f.output.progress(p.Stderr)
 	defer end()
-	chain, err := openChain(folder, point, f)
+	chain, err := openChain(ctx, folder, point, f)
 	if err != nil {
 		return err
 	}
@@ -150,11 +150,11 @@ func (r *restoreReport) proved() any {
 	return r.Proved
 }
 
-func openChain(folder *repo.Folder, point repo.PointName, f *restoreFlags) (*repo.Chain, error) {
+func openChain(ctx context.Context, folder *repo.Folder, point repo.PointName, f *restoreFlags) (*repo.Chain, error) {
 	if !f.digest {
-		return folder.OpenChain(point)
+		return folder.OpenChain(ctx, point)
 	}
-	chain, err := folder.OpenProvedChain(point)
+	chain, err := folder.OpenProvedChain(ctx, point)
 	if err != nil {
 		return nil, err
 	}

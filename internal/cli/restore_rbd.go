@@ -151,7 +151,7 @@ func (j *restoreJob) metadata() map[string]string {
 
 // inPlace writes what differs.
 func (j *restoreJob) inPlace(ctx context.Context, cluster *rbd.Cluster, pool *rbd.Pool, image string) (stats restore.Stats, err error) {
-	newest, why, err := j.newestChain()
+	newest, why, err := j.newestChain(ctx)
 	if err != nil {
 		return stats, err
 	}
@@ -179,7 +179,7 @@ func (j *restoreJob) inPlace(ctx context.Context, cluster *rbd.Cluster, pool *rb
 }
 
 // newestChain opens the newest point of all where the one that is restored is in its chain. Otherwise it says why not.
-func (j *restoreJob) newestChain() (_ *repo.Chain, why string, _ error) {
+func (j *restoreJob) newestChain(ctx context.Context) (_ *repo.Chain, why string, _ error) {
 	newest, err := j.folder.Newest()
 	switch {
 	case err != nil:
@@ -189,7 +189,7 @@ func (j *restoreJob) newestChain() (_ *repo.Chain, why string, _ error) {
 	case newest.State == repo.Damaged:
 		return nil, fmt.Sprintf("the newest point, %s, is damaged: %v", newest.Name, newest.Err), nil
 	}
-	chain, err := openChain(j.folder, newest.Name, j.restoreFlags)
+	chain, err := openChain(ctx, j.folder, newest.Name, j.restoreFlags)
 	if err != nil {
 		return nil, fmt.Sprintf("the chain of the newest point can't be used: %v", err), nil
 	}

@@ -68,7 +68,7 @@ type work struct {
 }
 
 func (w *work) run(ctx context.Context) error {
-	if err := w.plan(); err != nil {
+	if err := w.plan(ctx); err != nil {
 		return err
 	}
 	if w.DryRun {

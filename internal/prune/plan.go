@@ -1,6 +1,7 @@
 package prune
 
 import (
+	"context"
 	"slices"
 
 	"github.com/rbd2qcow2/rbd2qcow2/internal/repo"
@@ -8,7 +9,7 @@ import (
 )
 
 // plan reads what there is, and decides.
-func (w *work) plan() (err error) {
+func (w *work) plan(ctx context.Context) (err error) {
 	if w.points, err = w.Folder.Points(); err != nil {
 		return err
 	}
@@ -16,7 +17,9 @@ func (w *work) plan() (err error) {
 	if err != nil {
 		return err
 	}
-	w.open()
+	if err := w.open(ctx); err != nil {
+		return err
+	}
 	points := make([]retention.Point, len(w.points))
 	for i, p := range w.points {
 		w.parent[p.Name] = p.Parent()
@@ -40,13 +43,16 @@ func (w *work) plan() (err error) {
 }
 
 // open opens the chains that all points are in, as far as they can be read.
-func (w *work) open() {
+func (w *work) open(ctx context.Context) error {
 	readable := map[repo.PointName]bool{}
 	for _, p := range slices.Backward(w.points) {
 		if readable[p.Name] {
 			continue
 		}
-		chain, err := w.Folder.OpenChain(p.Name)
+		chain, err := w.Folder.OpenChain(ctx, p.Name)
+		if err != nil && ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		if err != nil {
 			w.broken[p.Name] = err.Error()
 			w.Logger.Warn("point can't be read: it is not counted, and not removed", "point", p.Name, "error", err)
@@ -59,4 +65,5 @@ func (w *work) open() {
 			}
 		}
 	}
+	return nil
 }

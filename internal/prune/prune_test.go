@@ -115,7 +115,7 @@ func TestInUse(t *testing.T) {
 	old := s.days("old", 3) // a chain that somebody reads all of
 	s.add("old", day(3), true)
 	vm := s.days("vm", 3)
-	chain, err := s.repo.Folder("old").OpenChain(old[1])
+	chain, err := s.repo.Folder("old").OpenChain(s.t.Context(), old[1])
 	if err != nil {
 		t.Fatal(err)
 	}

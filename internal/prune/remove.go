@@ -20,6 +20,9 @@ func (w *work) fold(ctx context.Context, p *PointReport) error {
 	if result.IntoChild {
 		p.Method = IntoChild
 	}
+	if result.PunchError != nil {
+		w.Logger.Warn("point is removed, but not all of its space came back", "point", p.Point, "error", result.PunchError)
+	}
 	return nil
 }
 

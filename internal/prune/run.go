@@ -136,7 +136,7 @@ func (j *Job) lockAndRun(ctx context.Context) (report ImageReport) {
 	for _, name := range removed {
 		j.Logger.Info("removed a temporary file of a killed run", "file", name)
 	}
-	done, err := j.Folder.Recover()
+	done, err := j.Folder.Recover(ctx)
 	for _, what := range done {
 		j.Logger.Info(what)
 	}

@@ -2,6 +2,7 @@ package prune
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"io"
 	"log/slog"
@@ -76,7 +77,7 @@ func (s *scene) add(folder string, at time.Time, full bool) repo.PointName {
 	}
 	id.Image.SetName(folder)
 	id.Image.Size = int64(len(state))
-	if err := write(f, id, state); err != nil {
+	if err := write(s.t.Context(), f, id, state); err != nil {
 		s.t.Fatal(err)
 	}
 	s.want[f.Path(id.Point)] = state
@@ -84,12 +85,12 @@ func (s *scene) add(folder string, at time.Time, full bool) repo.PointName {
 }
 
 // write makes a point of all clusters that differ from what its parent has.
-func write(f *repo.Folder, id *repo.Identity, state []byte) error {
+func write(ctx context.Context, f *repo.Folder, id *repo.Identity, state []byte) error {
 	o := qcow2.WriterOptions{Size: int64(len(state)), ClusterSize: clusterSize}
 	before := make([]byte, len(state))
 	if id.Parent != nil {
 		o.BackingFile = f.BackingName(id.Parent.Point)
-		chain, err := f.OpenChain(id.Parent.Point)
+		chain, err := f.OpenChain(ctx, id.Parent.Point)
 		if err != nil {
 			return err
 		}
@@ -182,7 +183,7 @@ func (s *scene) checkPoint(p *repo.Point, want []byte) {
 	if p.State != repo.Good {
 		s.t.Errorf("%s is %s: %v", p.Path(), p.State, p.Err)
 	}
-	chain, err := p.Folder.OpenProvedChain(p.Name)
+	chain, err := p.Folder.OpenProvedChain(s.t.Context(), p.Name)
 	if err != nil {
 		s.t.Error(err)
 		return

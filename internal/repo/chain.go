@@ -1,11 +1,13 @@
 package repo
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/rbd2qcow2/rbd2qcow2/qcow2"
 )
@@ -23,6 +25,7 @@ type Chain struct {
 	files  []*os.File
 	prove  bool
 	held   *PointLock // whose files are used, and not closed; may be nil
+	wait   time.Time  // until then files that are locked are waited for
 }
 
 // Close closes the files. Until then no point of the chain is folded.
@@ -37,17 +40,19 @@ func (c *Chain) Close() error {
 // OpenChain opens a point with everything below. It fails where a point below is missing, damaged, or not the one
 // that its child was made on; where the same holds for the mtime alone, that is no error here. Where another process folds
 // one of the points it waits, for half a minute at most.
-func (f *Folder) OpenChain(name PointName) (*Chain, error) { return new(Chain).openAll(f, name) }
+func (f *Folder) OpenChain(ctx context.Context, name PointName) (*Chain, error) {
+	return new(Chain).openAll(ctx, f, name)
+}
 
 // OpenProvedChain is OpenChain for those who rely on every byte: what they read is compared with the points' digests,
 // and other content than was stored is a *qcow2.CorruptError. Points of the Python tool have none; see Unproved.
-func (f *Folder) OpenProvedChain(name PointName) (*Chain, error) {
-	return (&Chain{prove: true}).openAll(f, name)
+func (f *Folder) OpenProvedChain(ctx context.Context, name PointName) (*Chain, error) {
+	return (&Chain{prove: true}).openAll(ctx, f, name)
 }
 
 // OpenLockedChain is OpenProvedChain for who has locked some of the points. The lock must outlive the chain.
-func (f *Folder) OpenLockedChain(name PointName, l *PointLock) (*Chain, error) {
-	return (&Chain{prove: true, held: l}).openAll(f, name)
+func (f *Folder) OpenLockedChain(ctx context.Context, name PointName, l *PointLock) (*Chain, error) {
+	return (&Chain{prove: true, held: l}).openAll(ctx, f, name)
 }
 
 // Unproved lists the points of a chain whose content nothing is known of to compare it with.
@@ -60,19 +65,20 @@ func (c *Chain) Unproved() (points []*Point) {
 	return points
 }
 
-func (c *Chain) openAll(f *Folder, name PointName) (_ *Chain, err error) {
-	if c.Image, err = c.open(f, name, nil); err != nil {
+func (c *Chain) openAll(ctx context.Context, f *Folder, name PointName) (_ *Chain, err error) {
+	c.wait = time.Now().Add(lockWait)
+	if c.Image, err = c.open(ctx, f, name, nil); err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
 	return c, nil
 }
 
 // open opens one point, and by way of its header those below.
-func (c *Chain) open(f *Folder, name PointName, child *Point) (*qcow2.Image, error) {
+func (c *Chain) open(ctx context.Context, f *Folder, name PointName, child *Point) (*qcow2.Image, error) {
 	if len(c.Points) == maxChain {
 		return nil, fmt.Errorf("open chain: more than %d points", maxChain)
 	}
-	file, err := c.file(f, name)
+	file, err := c.file(ctx, f, name)
 	if err != nil {
 		return nil, err
 	}
@@ -100,7 +106,7 @@ func (c *Chain) open(f *Folder, name PointName, child *Point) (*qcow2.Image, err
 		if !parent.Time().Before(name.Time()) {
 			return nil, fmt.Errorf("open backing file %q of %s: it is not older", backing, p.Path())
 		}
-		return c.open(f, parent, p)
+		return c.open(ctx, f, parent, p)
 	})
 }
 
@@ -119,13 +125,13 @@ func (c *Chain) openEmpty(f *Folder) (*qcow2.Image, error) {
 }
 
 // file opens a point's file, so that nobody folds it.
-func (c *Chain) file(f *Folder, name PointName) (*os.File, error) {
+func (c *Chain) file(ctx context.Context, f *Folder, name PointName) (*os.File, error) {
 	if c.held != nil {
 		if file := c.held.File(name); file != nil {
 			return file, nil
 		}
 	}
-	file, err := openShared(f.Path(name), lockWait)
+	file, err := openShared(ctx, f.Path(name), c.wait)
 	if err != nil {
 		return nil, fmt.Errorf("open point: %w", err)
 	}

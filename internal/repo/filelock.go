@@ -1,6 +1,7 @@
 package repo
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -32,9 +33,9 @@ type InUseError struct{ Path string }
 
 func (e *InUseError) Error() string { return e.Path + " is in use" }
 
-// openShared opens a file that nobody folds while it is open. Where one does, it waits.
-func openShared(path string, wait time.Duration) (*os.File, error) {
-	for deadline := time.Now().Add(wait); ; time.Sleep(lockPoll) {
+// openShared opens a file that nobody folds while it is open. Where one does, it waits until the deadline.
+func openShared(ctx context.Context, path string, deadline time.Time) (*os.File, error) {
+	for {
 		file, err := os.Open(path)
 		if err != nil {
 			return nil, err
@@ -49,6 +50,11 @@ func openShared(path string, wait time.Duration) (*os.File, error) {
 		}
 		if time.Now().After(deadline) {
 			return nil, fmt.Errorf("open %s: it is being pruned by another run, or written to; try again: %w", path, unix.EAGAIN)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-time.After(lockPoll):
 		}
 	}
 }

@@ -41,11 +41,11 @@ func wantInUse(t *testing.T, f *Folder, used PointName, names ...PointName) {
 
 func TestLockPointsAndReaders(t *testing.T) {
 	s := newScene(t, 3)
-	chain, err := s.OpenChain(s.points[1])
+	chain, err := s.OpenChain(s.t.Context(), s.points[1])
 	if err != nil {
 		t.Fatal(err)
 	}
-	second, err := s.OpenProvedChain(s.points[1]) // readers share
+	second, err := s.OpenProvedChain(s.t.Context(), s.points[1]) // readers share
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -57,10 +57,10 @@ func TestLockPointsAndReaders(t *testing.T) {
 
 	l := mustLockPoints(t, s.Folder, s.points[0], s.points[1])
 	wantInUse(t, s.Folder, s.points[1], s.points[1])
-	if f, err := openShared(s.Path(s.points[0]), 0); err == nil || !strings.Contains(err.Error(), "another run") {
+	if f, err := openShared(s.t.Context(), s.Path(s.points[0]), time.Now()); err == nil || !strings.Contains(err.Error(), "another run") {
 		t.Errorf("opened a locked file: %v, %v", f, err)
 	}
-	own, err := s.OpenLockedChain(s.points[2], l)
+	own, err := s.OpenLockedChain(s.t.Context(), s.points[2], l)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -83,7 +83,7 @@ func TestReaderWaits(t *testing.T) {
 	}
 	done := make(chan opened)
 	go func() {
-		chain, err := s.OpenChain(s.points[1])
+		chain, err := s.OpenChain(s.t.Context(), s.points[1])
 		done <- opened{chain, err}
 	}()
 	select {
@@ -133,7 +133,7 @@ func TestLockPointsAndQEMU(t *testing.T) {
 	_ = l.Close()
 
 	// QEMU reads beside our readers, and does not write.
-	chain, err := s.OpenChain(s.points[1])
+	chain, err := s.OpenChain(s.t.Context(), s.points[1])
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,7 @@
 package repo
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -26,6 +27,8 @@ type FoldResult struct {
 	// Freed is what both files had allocated, less what the one has now, in bytes. It may be negative where one has another
 	// name, or shares extents.
 	Freed int64
+	// PunchError says why not all of the space came back that was to. The point is gone all the same.
+	PunchError error
 }
 
 // FoldPoint removes a point that one other lies on, the child, by merging the two into one file that reads as the child does.
@@ -38,7 +41,7 @@ func (f *Folder) FoldPoint(ctx context.Context, name PointName, o FoldOptions) (
 	}
 	if err := j.run(ctx); err != nil {
 		err = fmt.Errorf("remove point %s: %w", f.Path(name), err)
-		_, recoverErr := f.Recover()
+		_, recoverErr := f.Recover(ctx)
 		return nil, errors.Join(err, recoverErr)
 	}
 	// Only now that it is closed: some file systems allocate more than is written until then.
@@ -91,7 +94,7 @@ func (j *fold) run(ctx context.Context) (err error) {
 	if err := j.checkPin(j.name); err != nil {
 		return err
 	}
-	if j.chain, err = j.OpenLockedChain(j.child, j.lock); err != nil {
+	if j.chain, err = j.OpenLockedChain(ctx, j.child, j.lock); err != nil {
 		return err
 	}
 	defer j.chain.Close()
@@ -169,11 +172,7 @@ func (j *fold) merge(ctx context.Context) error {
 	}
 	folded, err := j.fill(ctx)
 	if err != nil {
-		// It is what it was, and on a full disk no note can tell Recover so.
-		if id := j.target.Identity; id != nil && j.pending == nil {
-			err = errors.Join(err, setTime(j.file, id.Created))
-		}
-		return err
+		return errors.Join(err, j.takeBack(ctx))
 	}
 	j.result.Written += folded.Stats.WrittenBytes
 	created := j.chain.Points[0].Created()
@@ -184,13 +183,25 @@ func (j *fold) merge(ctx context.Context) error {
 	if err := j.install(created); err != nil {
 		return errors.Join(err, folded.Close())
 	}
-	if err := folded.Punch(puncher{j.file}); err != nil {
-		return fmt.Errorf("give space back: %w", err)
-	}
+	j.result.PunchError = folded.Punch(puncher{j.file})
 	if err := j.reached(crashpoint.FoldPunched); err != nil {
 		return err
 	}
 	return setTime(j.file, created)
+}
+
+// takeBack makes of a file that was not switched over what it was: on a full disk no note can tell Recover to.
+func (j *fold) takeBack(ctx context.Context) error {
+	if j.pending != nil {
+		return nil
+	}
+	if now := j.Point(j.target.Name); now.State != Damaged && bytes.Equal(now.IdentityRaw, j.target.IdentityRaw) {
+		now.punchFree(ctx, j.file)
+	}
+	if j.target.Identity == nil {
+		return nil
+	}
+	return setTime(j.file, j.target.Identity.Created)
 }
 
 // reached says that a step is done.

@@ -15,7 +15,7 @@ func TestFoldAboveUnfinishedRemoval(t *testing.T) {
 	s := newScene(t, 4)
 	s.cutShort(2)
 	s.forget(1)
-	reader, err := s.OpenChain(s.points[2])
+	reader, err := s.OpenChain(s.t.Context(), s.points[2])
 	if err != nil {
 		t.Fatal(err)
 	}

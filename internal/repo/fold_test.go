@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/rbd2qcow2/rbd2qcow2/internal/crashpoint"
@@ -196,6 +197,38 @@ func (s *scene) confirmCopies() {
 			if err := p.Confirm(); err != nil {
 				s.t.Error(err)
 			}
+		}
+	}
+}
+
+// TestFoldLinkedMeanwhile gives the files another name while a fold is at work: they must not become other points under that.
+func TestFoldLinkedMeanwhile(t *testing.T) {
+	for _, intoChild := range []bool{true, false} {
+		s, i := foldScene(t, intoChild)
+		j, err := s.newFold(s.points[i], FoldOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		j.step = func(reached string) error {
+			if reached == crashpoint.FoldBegun {
+				s.link()
+			}
+			return nil
+		}
+		err = j.run(t.Context())
+		switch {
+		case j.pending != nil: // a copy that shares extents
+			s.forget(i)
+		case err == nil || !strings.Contains(err.Error(), "another name"):
+			t.Errorf("into child: %v: %v", intoChild, err)
+		}
+		s.recover()
+		s.checkPoints()
+		s.checkStates()
+		if j.pending == nil {
+			s.fold(i) // now on a copy
+			s.checkPoints()
+			s.checkStates()
 		}
 	}
 }

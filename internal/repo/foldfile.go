@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"syscall"
@@ -12,12 +13,26 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rbd2qcow2/rbd2qcow2/internal/crashpoint"
+	"github.com/rbd2qcow2/rbd2qcow2/qcow2"
 )
 
 // mustNotChange says whether a point's file has more than one name, so that somebody else counts on what is in it.
 func (p *Point) mustNotChange() bool {
 	info, err := os.Lstat(p.Path())
 	return p.links > 1 || err == nil && !info.Mode().IsRegular()
+}
+
+// confirmAlone says why a file that is being changed in place must not be: it has got another name meanwhile. Whoever made it
+// has a file there that reads as before, but for what the fold has put behind its end and takes away again.
+func (j *fold) confirmAlone() error {
+	var now Point
+	if err := now.stat(j.file); err != nil {
+		return err
+	}
+	if j.pending == nil && now.links > 1 {
+		return fmt.Errorf("%s has got another name (a hard link) meanwhile, and must not change under that: try again", j.target.Path())
+	}
+	return nil
 }
 
 // prepare opens the file that is to be changed.
@@ -159,6 +174,15 @@ func (j *fold) installPending() error {
 		return err
 	}
 	return j.reached(crashpoint.FoldNamed)
+}
+
+// punchFree gives back what a fold that was cut short has left allocated in a file without need. Where it can't that is no
+// error: the next fold into the file uses that space.
+func (p *Point) punchFree(ctx context.Context, file *os.File) {
+	image, err := qcow2.Open(file, p.FileSize, qcow2.OpenOptions{Alone: true, Prove: true})
+	if err == nil {
+		_ = image.PunchFree(ctx, puncher{file})
+	}
 }
 
 // puncher gives space back to the file system, where it takes it.

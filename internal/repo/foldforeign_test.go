@@ -55,7 +55,7 @@ func TestFoldForeign(t *testing.T) {
 				t.Errorf("order %v, step %d: the newest point is another one", order, step)
 			}
 		}
-		chain, err := s.OpenProvedChain(s.points[0])
+		chain, err := s.OpenProvedChain(t.Context(), s.points[0])
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -13,7 +13,7 @@ import (
 
 // fill puts the data of both points into the file that is changed.
 func (j *fold) fill(ctx context.Context) (folded *qcow2.Folded, err error) {
-	o := qcow2.FoldOptions{Parallel: j.o.Parallel, Scratch: j.Scratch}
+	o := qcow2.FoldOptions{Parallel: j.o.Parallel, Scratch: j.Scratch, Confirm: j.confirmAlone}
 	if o.Identity, err = j.identity(); err != nil {
 		return nil, err
 	}

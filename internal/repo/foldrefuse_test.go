@@ -23,7 +23,7 @@ func TestFoldRefused(t *testing.T) {
 		return err
 	}
 	var inUse *InUseError
-	chain, err := s.OpenChain(s.points[i])
+	chain, err := s.OpenChain(s.t.Context(), s.points[i])
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,7 @@
 package repo
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -54,17 +55,18 @@ type recovery struct {
 }
 
 // Recover completes, or takes back, what was cut short of removing points, and says what it has done, a line each. What is in
-// use is left to the next time: it reads right as it is. The caller holds the folder's lock.
-func (f *Folder) Recover() (done []string, err error) {
+// use is left to the next time: it reads right as it is. The caller holds the folder's lock. ctx ends only what takes long,
+// to give space back.
+func (f *Folder) Recover(ctx context.Context) (done []string, err error) {
 	if _, err := removeDeadTemporaries(filepath.Join(f.Dir, stateDir)); err != nil {
 		return nil, err
 	}
 	r := &recovery{Folder: f, note: f.readNote()}
-	for _, step := range []func() error{r.nameResults, r.unlinkFolded, r.restoreTarget} {
+	for _, step := range []func(context.Context) error{r.nameResults, r.unlinkFolded, r.restoreTarget} {
 		if r.points, err = f.Points(); err != nil {
 			return r.done, err
 		}
-		if err := step(); err != nil {
+		if err := step(ctx); err != nil {
 			return r.done, fmt.Errorf("complete the removal of a point: %w", err)
 		}
 	}
@@ -78,9 +80,9 @@ func (r *recovery) say(format string, args ...any) {
 	r.done = append(r.done, fmt.Sprintf(format, args...))
 }
 
-// lock locks points; where that is not possible now, ok is false.
-func (r *recovery) lock(removed PointName, others ...PointName) (l *PointLock, ok bool, err error) {
-	l, err = r.LockPoints(append(others, removed)...)
+// lock locks points for the sake of the one to be removed; where that is not possible now, ok is false.
+func (r *recovery) lock(removed PointName, names ...PointName) (l *PointLock, ok bool, err error) {
+	l, err = r.LockPoints(names...)
 	var inUse *InUseError
 	if errors.As(err, &inUse) || hasNoLocks(err) {
 		r.later = true
@@ -101,33 +103,33 @@ func (r *recovery) point(name PointName) *Point {
 }
 
 // nameResults gives the files that have the data of a point and of the one above it the name of that one.
-func (r *recovery) nameResults() error {
+func (r *recovery) nameResults(ctx context.Context) error {
 	for _, x := range r.points {
 		if x.State != Removing {
 			continue
 		}
 		name := x.Identity.Point
-		locked := []PointName{}
+		locked := []PointName{x.Name}
 		if child := r.point(name); child != nil {
 			if child.State != Damaged && (child.Parent() != x.Name || !x.carries(child)) {
 				continue // another one: nobody can tell how this came about
 			}
 			locked = append(locked, name)
 		}
-		if err := r.nameResult(x, locked); err != nil {
+		if err := r.nameResult(ctx, x, locked); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (r *recovery) nameResult(x *Point, locked []PointName) error {
+func (r *recovery) nameResult(ctx context.Context, x *Point, locked []PointName) error {
 	l, ok, err := r.lock(x.Name, locked...)
 	if !ok {
 		return err
 	}
 	defer l.Close()
-	if err := x.settle(l.File(x.Name), x.inode == r.note.Inode); err != nil {
+	if err := x.settle(ctx, l.File(x.Name), x.inode == r.note.Inode); err != nil {
 		return err
 	}
 	if err := os.Rename(x.Path(), r.Path(x.Identity.Point)); err != nil {
@@ -138,8 +140,9 @@ func (r *recovery) nameResult(x *Point, locked []PointName) error {
 }
 
 // settle sees to it that the state of a file that was read is on disk, too: it may have been read from memory, where an
-// interrupted fold, or a sync that failed, has left it. The mtime is put right where it was, or where the file is known.
-func (p *Point) settle(file *os.File, known bool) error {
+// interrupted fold, or a sync that failed, has left it. The mtime is put right where it was, or where the file is known to be the one
+// that the fold has changed; of which then goes what it has superseded.
+func (p *Point) settle(ctx context.Context, file *os.File, known bool) error {
 	sector := make([]byte, 512) // with header and record
 	_, err := file.ReadAt(sector, 0)
 	if err == nil {
@@ -151,7 +154,11 @@ func (p *Point) settle(file *os.File, known bool) error {
 	if err != nil {
 		return fmt.Errorf("settle %s: %w", p.Path(), err)
 	}
-	if known || p.hasOwnTime() {
+	fits := known || p.hasOwnTime()
+	if known {
+		p.punchFree(ctx, file)
+	}
+	if fits {
 		return setTime(file, p.Identity.Created) // otherwise the next backup verifies the digests
 	}
 	return setTime(file, p.ModTime)
@@ -160,7 +167,7 @@ func (p *Point) settle(file *os.File, known bool) error {
 // unlinkFolded removes the point that has been folded into another one. Only the note tells which: a point that was put back from
 // a copy looks the same, and one too many does no harm. While a file waits for its name nothing goes: what it is below, by its old
 // name, can't be told apart from what is below the point above.
-func (r *recovery) unlinkFolded() error {
+func (r *recovery) unlinkFolded(ctx context.Context) error {
 	if r.later {
 		return nil
 	}
@@ -172,14 +179,14 @@ func (r *recovery) unlinkFolded() error {
 		if x == nil || !r.wasFolded(x, c) {
 			continue
 		}
-		l, ok, err := r.lock(x.Name, c.Name)
+		l, ok, err := r.lock(x.Name, x.Name, c.Name)
 		if err != nil {
 			return err
 		}
 		if !ok {
 			continue
 		}
-		if err = c.settle(l.File(c.Name), c.inode == r.note.Inode); err == nil {
+		if err = c.settle(ctx, l.File(c.Name), c.inode == r.note.Inode); err == nil {
 			err = r.unlink(x.Name)
 		}
 		if err = errors.Join(err, l.Close()); err != nil {
@@ -203,7 +210,7 @@ func (r *recovery) wasFolded(x, c *Point) bool {
 }
 
 // restoreTarget puts right the file that a fold has changed in place.
-func (r *recovery) restoreTarget() error {
+func (r *recovery) restoreTarget(ctx context.Context) error {
 	for _, p := range r.points {
 		if p.Name != r.note.Point && p.Name != r.note.Child {
 			continue
@@ -215,13 +222,28 @@ func (r *recovery) restoreTarget() error {
 		if p.inode != r.note.Inode || p.State != Copied {
 			continue
 		}
-		excess := p.excess()
-		if err := p.Confirm(); err != nil {
+		l, ok, err := r.lock(r.note.Point, p.Name)
+		if err != nil {
 			return err
 		}
-		if excess > 0 {
-			r.say("took back the removal of point %s, which was cut short: cut %d bytes off point %s", r.note.Point, excess, p.Name)
+		if !ok {
+			continue
+		}
+		if err := errors.Join(r.restore(ctx, p, l.File(p.Name)), l.Close()); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+func (r *recovery) restore(ctx context.Context, p *Point, file *os.File) error {
+	excess := p.excess()
+	if excess > 0 {
+		if err := p.cutExcess(file); err != nil {
+			return err
+		}
+		r.say("took back the removal of point %s, which was cut short: cut %d bytes off point %s", r.note.Point, excess, p.Name)
+	}
+	p.punchFree(ctx, file)
+	return setTime(file, p.Identity.Created)
 }

@@ -40,7 +40,7 @@ func (s *scene) cutShort(child int) *Point {
 
 func (s *scene) recover() []string {
 	s.t.Helper()
-	done, err := s.Recover()
+	done, err := s.Recover(s.t.Context())
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -55,14 +55,14 @@ func TestRecoverRename(t *testing.T) {
 			x := s.cutShort(child)
 			s.forget(child - 1)
 			s.checkStates() // all others read right as it is
-			if _, err := s.OpenChain(x.Name); err == nil || !strings.Contains(err.Error(), "is being removed") {
+			if _, err := s.OpenChain(t.Context(), x.Name); err == nil || !strings.Contains(err.Error(), "is being removed") {
 				t.Errorf("opened the point that is being removed: %v", err)
 			}
 			if got := x.Created(); !got.Equal(x.Name.Time()) {
 				t.Errorf("it is of %v", got)
 			}
 
-			chain, err := s.OpenChain(s.points[len(s.points)-1])
+			chain, err := s.OpenChain(t.Context(), s.points[len(s.points)-1])
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -92,7 +92,7 @@ func TestRemovingIsForItsChildOnly(t *testing.T) {
 	branch.Parent = s.Point(s.points[0]).AsParent()
 	s.write(branch.Point, &branch, s.states[s.points[2]])
 	s.cutShort(1)
-	if _, err := s.OpenChain(branch.Point); err == nil || !strings.Contains(err.Error(), "not the one") {
+	if _, err := s.OpenChain(t.Context(), branch.Point); err == nil || !strings.Contains(err.Error(), "not the one") {
 		t.Errorf("opened a point on another one's data: %v", err)
 	}
 }

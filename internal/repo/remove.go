@@ -92,9 +92,13 @@ func (p *Point) Confirm() error {
 	}
 	defer file.Close()
 	if p.excess() > 0 {
-		if err := errors.Join(file.Truncate(p.Header.Record.FileLength), file.Sync()); err != nil {
+		if err := p.cutExcess(file); err != nil {
 			return err
 		}
 	}
 	return setTime(file, p.Identity.Created)
+}
+
+func (p *Point) cutExcess(file *os.File) error {
+	return errors.Join(file.Truncate(p.Header.Record.FileLength), file.Sync())
 }

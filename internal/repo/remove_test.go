@@ -38,7 +38,7 @@ func TestRemoveLeaf(t *testing.T) {
 	if _, err := s.Unpin(t.Context(), old[2]); err != nil {
 		t.Fatal(err)
 	}
-	chain, err := s.OpenChain(old[2])
+	chain, err := s.OpenChain(s.t.Context(), old[2])
 	if err != nil {
 		t.Fatal(err)
 	}

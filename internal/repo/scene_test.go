@@ -92,7 +92,7 @@ func (s *scene) write(name PointName, id *Identity, state []byte) {
 	o := qcow2.WriterOptions{Size: int64(len(state)), ClusterSize: sceneCluster, Codec: s.codec}
 	var was io.ReaderAt = bytes.NewReader(nil)
 	if id.Parent != nil {
-		chain, err := s.OpenChain(id.Parent.Point)
+		chain, err := s.OpenChain(s.t.Context(), id.Parent.Point)
 		if err != nil {
 			s.t.Fatal(err)
 		}
@@ -177,7 +177,7 @@ func (s *scene) checkStates() {
 }
 
 func (s *scene) read(name PointName) ([]byte, error) {
-	chain, err := s.OpenProvedChain(name)
+	chain, err := s.OpenProvedChain(s.t.Context(), name)
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package serve
 
 import (
+	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -40,7 +41,8 @@ func (d *disk) load() {
 }
 
 func (d *disk) open() (err error) {
-	if d.chain, err = d.folder.OpenProvedChain(d.name); err != nil {
+	// Not the context of the request that came first: others wait for this too.
+	if d.chain, err = d.folder.OpenProvedChain(context.Background(), d.name); err != nil {
 		// Perhaps it was there when it was asked for, and has been pruned since.
 		if _, statErr := os.Stat(d.folder.Path(d.name)); errors.Is(statErr, fs.ErrNotExist) {
 			return notFoundf("image folder %q has no point %s", d.folder.Name, d.name)

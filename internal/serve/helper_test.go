@@ -65,7 +65,7 @@ func (v *vm) add(t *testing.T, state []byte) *repo.Point {
 			Point: v.newest.Name, PointID: v.newest.Identity.PointID, IdentitySHA256: repo.HashIdentity(v.newest.IdentityRaw),
 		}
 		o.BackingFile = v.folder.BackingName(v.newest.Name)
-		chain, err := v.folder.OpenChain(v.newest.Name)
+		chain, err := v.folder.OpenChain(t.Context(), v.newest.Name)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -140,7 +140,7 @@ func (d *disk) checkDigests(t *testing.T, file string) {
 	}
 	folder, name := filepath.Split(file)
 	point := name[strings.LastIndexByte(name, '@')+1 : len(name)-len(".qcow2")]
-	chain, err := r.Folder(filepath.Clean(folder)).OpenChain(repo.PointName(point))
+	chain, err := r.Folder(filepath.Clean(folder)).OpenChain(t.Context(), repo.PointName(point))
 	if err != nil {
 		t.Error(err)
 		return
