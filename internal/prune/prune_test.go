@@ -209,7 +209,7 @@ func TestSelect(t *testing.T) {
 		t.Errorf("%+v", report)
 	}
 	o.Images = []string{"nothing*"}
-	if _, err := Run(t.Context(), s.repo, o); !errors.Is(err, ErrNothingMatched) {
+	if _, err := Run(t.Context(), s.repo, o); !errors.Is(err, repo.ErrNothingMatched) {
 		t.Error(err)
 	}
 	o.Policy = retention.Policy{}

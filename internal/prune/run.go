@@ -2,22 +2,11 @@ package prune
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
-	"github.com/rbd2qcow2/rbd2qcow2/internal/glob"
 	"github.com/rbd2qcow2/rbd2qcow2/internal/repo"
 )
-
-// ErrNothingMatched says that no image of the repository was asked for.
-var ErrNothingMatched = errors.New("no image matches")
-
-// image is a folder that has points, and the name of its image.
-type image struct {
-	name   string
-	folder *repo.Folder
-}
 
 // Run prunes the images that the options name, one after the other. One that fails does not stop the others: its error is in
 // the report. The error returned is for what concerns them all: nothing matched, or ctx has ended.
@@ -25,14 +14,14 @@ func Run(ctx context.Context, r *repo.Repository, o Options) (*Report, error) {
 	if err := o.Validate(); err != nil {
 		return nil, err
 	}
-	images, unmatched, err := selectImages(r, o.Images)
+	images, unmatched, err := r.Select(o.Images)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("prune: %w", err)
 	}
 	report := &Report{Images: []ImageReport{}}
 	for _, pattern := range unmatched {
 		failed := ImageReport{Name: pattern, Points: []PointReport{}}
-		failed.fail(fmt.Errorf("%w %q", ErrNothingMatched, pattern))
+		failed.fail(fmt.Errorf("%w %q", repo.ErrNothingMatched, pattern))
 		failed.Log(o.Logger.With("image", pattern))
 		report.Images = append(report.Images, failed)
 	}
@@ -41,7 +30,7 @@ func Run(ctx context.Context, r *repo.Repository, o Options) (*Report, error) {
 		if ctx.Err() != nil {
 			return report, context.Cause(ctx)
 		}
-		report.Images = append(report.Images, image.prune(ctx, o))
+		report.Images = append(report.Images, pruneImage(ctx, image, o))
 	}
 	if ctx.Err() != nil {
 		return report, context.Cause(ctx)
@@ -49,55 +38,18 @@ func Run(ctx context.Context, r *repo.Repository, o Options) (*Report, error) {
 	return report, nil
 }
 
-// selectImages picks the images that have points and were asked for, by their names or those of their folders, in the order
-// of the folders, and gives the patterns that match nothing. If none does at all, that is an error.
-func selectImages(r *repo.Repository, patterns []string) (picked []image, unmatched []string, err error) {
-	folders, err := r.Folders()
-	if err != nil {
-		return nil, nil, err
-	}
-	found := map[string]bool{}
-	for _, f := range folders {
-		if newest, err := f.Newest(); err != nil {
-			return nil, nil, err
-		} else if newest == nil {
-			continue
-		}
-		i := image{r.ImageName(f), f}
-		wanted := len(patterns) == 0
-		for _, p := range patterns {
-			if glob.Match(p, i.name) || p == f.Name {
-				wanted, found[p] = true, true
-			}
-		}
-		if wanted {
-			picked = append(picked, i)
-		}
-	}
-	for _, p := range patterns {
-		if !found[p] {
-			found[p] = true // names it once
-			unmatched = append(unmatched, p)
-		}
-	}
-	if len(picked) == 0 && len(patterns) > 0 {
-		return nil, nil, fmt.Errorf("prune %s: %w %q", r.Dir, ErrNothingMatched, patterns)
-	}
-	return picked, unmatched, nil
-}
-
-// prune prunes one image, and reports whatever happens.
-func (i image) prune(ctx context.Context, o Options) (report ImageReport) {
-	task := o.Progress.Start(i.name)
+// pruneImage prunes one image, and reports whatever happens.
+func pruneImage(ctx context.Context, i repo.ImageFolder, o Options) (report ImageReport) {
+	task := o.Progress.Start(i.Image)
 	job := Job{
-		Name: i.name, Folder: i.folder, Program: o.Program, Policy: o.Policy, Now: o.Now, DryRun: o.DryRun,
-		Logger: o.Logger.With("image", i.name), Task: task,
+		Name: i.Image, Folder: i.Folder, Program: o.Program, Policy: o.Policy, Now: o.Now, DryRun: o.DryRun,
+		Logger: o.Logger.With("image", i.Image), Task: task,
 	}
 	defer func() {
 		task.End()
 		report.Log(job.Logger)
 	}()
-	since, gone, err := i.folder.Gone()
+	since, gone, err := i.Gone()
 	switch {
 	case err != nil:
 		return job.failed(err)
