@@ -25,6 +25,7 @@ const (
 // The steps of a fold, in their order.
 const (
 	FoldBegun    = "fold-begun"    // the file that is to be changed, or its copy, is as it was
+	FoldSwitched = "fold-switched" // its header has been written, and is in memory only
 	FoldFilled   = "fold-filled"   // it has the data of both points
 	FoldNamed    = "fold-named"    // it has the child's name; where the child's own file is changed, it has had it all along
 	FoldUnlinked = "fold-unlinked" // the point is gone
@@ -41,5 +42,5 @@ func BackupSteps() []string {
 
 // FoldSteps are all steps of a fold.
 func FoldSteps() []string {
-	return []string{FoldBegun, FoldFilled, FoldNamed, FoldUnlinked, FoldPunched}
+	return []string{FoldBegun, FoldSwitched, FoldFilled, FoldNamed, FoldUnlinked, FoldPunched}
 }

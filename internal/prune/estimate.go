@@ -2,6 +2,7 @@ package prune
 
 import (
 	"context"
+	"errors"
 	"math"
 
 	"github.com/rbd2qcow2/rbd2qcow2/internal/repo"
@@ -20,6 +21,10 @@ func (w *work) estimate(ctx context.Context, p *PointReport, child repo.PointNam
 	lacked, held, err := w.image(child).FoldCost(ctx)
 	if err != nil {
 		w.fail(p, err)
+		return false, nil
+	}
+	if min(lacked, held) == math.MaxInt64 {
+		w.fail(p, errors.New("its file and that of the point above can't be merged"))
 		return false, nil
 	}
 	p.Freed = max(0, size-lacked)

@@ -15,7 +15,7 @@ type Options struct {
 	Images []string // names or shell patterns; none: all images
 	Policy retention.Policy
 	Gone   bool // also points of images that are gone from their pool
-	DryRun bool // decide and estimate; nothing is changed or locked
+	DryRun bool // decide and estimate; nothing is changed; what is read is locked as readers do
 
 	Program  string    // name and version, for identities
 	Now      time.Time // its location is that of hours, days and so on

@@ -2,7 +2,9 @@ package prune
 
 import (
 	"context"
+	"errors"
 	"slices"
+	"time"
 
 	"github.com/rbd2qcow2/rbd2qcow2/internal/repo"
 	"github.com/rbd2qcow2/rbd2qcow2/internal/retention"
@@ -42,14 +44,20 @@ func (w *work) plan(ctx context.Context) (err error) {
 	return nil
 }
 
+// planWait bounds the wait for files that are locked.
+const planWait = 30 * time.Second
+
 // open opens the chains that all points are in, as far as they can be read.
 func (w *work) open(ctx context.Context) error {
+	// All together wait no longer than a reader of one chain does.
+	wait, cancel := context.WithTimeoutCause(ctx, planWait, errors.New("it is locked: another program writes to it"))
+	defer cancel()
 	readable := map[repo.PointName]bool{}
 	for _, p := range slices.Backward(w.points) {
 		if readable[p.Name] {
 			continue
 		}
-		chain, err := w.Folder.OpenChain(ctx, p.Name)
+		chain, err := w.Folder.OpenChain(wait, p.Name)
 		if err != nil && ctx.Err() != nil {
 			return context.Cause(ctx)
 		}

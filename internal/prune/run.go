@@ -60,6 +60,9 @@ func pruneImage(ctx context.Context, i repo.ImageFolder, o Options) (report Imag
 			since.Local().Format(time.DateTime))
 		return report
 	case o.DryRun:
+		if pending := i.PendingRemoval(); pending != "" {
+			job.Logger.Warn("the removal of a point was cut short, or is under way: a run completes it before all else", "point", pending)
+		}
 		return job.Run(ctx)
 	}
 	return job.lockAndRun(ctx)

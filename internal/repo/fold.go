@@ -7,8 +7,11 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"strings"
+	"time"
 
 	"github.com/rbd2qcow2/rbd2qcow2/internal/crashpoint"
+	"github.com/rbd2qcow2/rbd2qcow2/qcow2"
 )
 
 // FoldOptions of a removal.
@@ -41,12 +44,24 @@ func (f *Folder) FoldPoint(ctx context.Context, name PointName, o FoldOptions) (
 	}
 	if err := j.run(ctx); err != nil {
 		err = fmt.Errorf("remove point %s: %w", f.Path(name), err)
-		_, recoverErr := f.Recover(ctx)
+		grace, cancel := undoing(ctx)
+		defer cancel()
+		done, recoverErr := f.Recover(grace)
+		if len(done) > 0 {
+			err = fmt.Errorf("%w (%s)", err, strings.Join(done, "; "))
+		}
 		return nil, errors.Join(err, recoverErr)
 	}
 	// Only now that it is closed: some file systems allocate more than is written until then.
 	j.result.Freed -= f.Point(j.child).DiskSize
 	return &j.result, nil
+}
+
+// undoGrace bounds what is done after an interruption: to give back space, which can wait for the next fold into the file.
+const undoGrace = 10 * time.Second
+
+func undoing(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), undoGrace)
 }
 
 // fold is the removal of one point.
@@ -55,10 +70,12 @@ type fold struct {
 	name, child PointName
 	o           FoldOptions
 	lock        *PointLock
-	chain       *Chain   // of the child
-	target      *Point   // whose file gets the data of both
-	file        *os.File // that is changed: the target's, or pending
-	pending     *Pending // nil: the target's is
+	chain       *Chain    // of the child
+	target      *Point    // whose file gets the data of both
+	file        *os.File  // that is changed: the target's, or pending
+	pending     *Pending  // nil: the target's is
+	confirmed   bool      // the header is about to be written
+	unvouched   time.Time // mtime of a point with content that nothing proves; zero: there is none
 	result      FoldResult
 	step        func(step string) error // for tests
 }
@@ -85,6 +102,9 @@ func (f *Folder) newFold(name PointName, o FoldOptions) (*fold, error) {
 }
 
 func (j *fold) run(ctx context.Context) (err error) {
+	if pending := j.readNote(); pending.Point != "" {
+		return &InUseError{j.Path(pending.Child)} // Recover had to leave a removal to another time
+	}
 	j.note()
 	if j.lock, err = j.LockPoints(j.name, j.child); err != nil {
 		return err
@@ -103,6 +123,15 @@ func (j *fold) run(ctx context.Context) (err error) {
 	}
 	if err := j.choose(ctx); err != nil {
 		return err
+	}
+	// What was read may be in memory only, where a removal that was cut short has left it.
+	for _, p := range j.chain.Points[:2] {
+		if p.Identity == nil || p.Identity.Folded == nil {
+			continue
+		}
+		if err := settle(j.lock.File(p.Name)); err != nil {
+			return fmt.Errorf("settle %s: %w", p.Path(), err)
+		}
 	}
 	j.result.Freed = allocated(j.lock.File(j.name)) + allocated(j.lock.File(j.child))
 	if err := j.prepare(ctx); err != nil {
@@ -130,13 +159,24 @@ func (j *fold) check(ctx context.Context) error {
 	}
 	for _, p := range j.chain.Points[:2] {
 		if p.State == Copied {
-			if err := image.VerifyDigests(ctx); err != nil {
+			if err := j.checkCopy(ctx, p, image); err != nil {
 				return fmt.Errorf("verify %s: %w", p.Path(), err)
 			}
 		}
 		image = image.Backing()
 	}
 	return nil
+}
+
+// checkCopy verifies what the mtime does not vouch for. Without digests that is the structure alone; then the mtime of the result
+// does not vouch for it either.
+func (j *fold) checkCopy(ctx context.Context, p *Point, image *qcow2.Image) error {
+	err := image.VerifyDigests(ctx)
+	if errors.Is(err, qcow2.ErrNoDigests) {
+		j.unvouched = p.ModTime
+		err = image.CheckStructure(ctx)
+	}
+	return err
 }
 
 // choose takes the file that fewer bytes have to be written to.
@@ -176,6 +216,9 @@ func (j *fold) merge(ctx context.Context) error {
 	}
 	j.result.Written += folded.Stats.WrittenBytes
 	created := j.chain.Points[0].Created()
+	if !j.unvouched.IsZero() {
+		created = j.unvouched
+	}
 	// There is less to do than to undo: no look at ctx any more.
 	if err := j.reached(crashpoint.FoldFilled); err != nil {
 		return errors.Join(err, folded.Close())
@@ -195,6 +238,8 @@ func (j *fold) takeBack(ctx context.Context) error {
 	if j.pending != nil {
 		return nil
 	}
+	ctx, cancel := undoing(ctx)
+	defer cancel()
 	if now := j.Point(j.target.Name); now.State != Damaged && bytes.Equal(now.IdentityRaw, j.target.IdentityRaw) {
 		now.punchFree(ctx, j.file)
 	}
@@ -216,6 +261,9 @@ func (j *fold) reached(step string) error {
 // note notes what the fold is about. On a full disk it goes on without: that is when space is wanted most.
 func (j *fold) note() {
 	n := foldNote{Point: j.name, Child: j.child}
+	if j.target != nil {
+		n.Before = j.target.identityHash()
+	}
 	if p := (Point{}); j.file != nil && p.stat(j.file) == nil {
 		n.Inode = p.inode
 	}

@@ -1,11 +1,14 @@
 package repo
 
 import (
+	"context"
+	"errors"
 	"os"
 	"os/exec"
 	"testing"
 	"time"
 
+	"github.com/rbd2qcow2/rbd2qcow2/internal/crashpoint"
 	"github.com/rbd2qcow2/rbd2qcow2/internal/qemutest"
 )
 
@@ -89,4 +92,119 @@ func TestFoldKeepsMarkOfUnproved(t *testing.T) {
 	if p := s.Point(ours); p.State == Good {
 		t.Errorf("point %s is %s, and its content was changed", p.Name, p.State)
 	}
+}
+
+// killAt ends the fold of a point into the one above it at a step, as a kill does.
+func (s *scene) killAt(step string, i int) *fold {
+	s.t.Helper()
+	j, err := s.newFold(s.points[i], FoldOptions{Program: "test"})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	killed := errors.New("killed")
+	j.step = func(reached string) error {
+		if reached == step {
+			return killed
+		}
+		return nil
+	}
+	if err := j.run(s.t.Context()); !errors.Is(err, killed) {
+		s.t.Fatal(err)
+	}
+	return j
+}
+
+// TestFoldKilledBeforePunch leaves superseded bytes in a file that is as it should be otherwise: recovery gives them back.
+func TestFoldKilledBeforePunch(t *testing.T) {
+	for _, intoChild := range []bool{true, false} {
+		s, i := foldScene(t, intoChild)
+		j := s.killAt(crashpoint.FoldUnlinked, i)
+		s.forget(i)
+		before := s.Point(j.child).DiskSize
+		s.recover()
+		if after := s.Point(j.child).DiskSize; j.pending == nil && after >= before {
+			t.Errorf("into child: %v: %d bytes on disk, before recovery %d", intoChild, after, before)
+		}
+		s.checkPoints()
+		s.checkStates()
+	}
+}
+
+// TestFoldBesidePending folds nothing more in a folder where a removal that was cut short waits for a reader: its note would be lost.
+func TestFoldBesidePending(t *testing.T) {
+	s, i := foldScene(t, true)
+	j := s.killAt(crashpoint.FoldFilled, i)
+	if j.pending != nil {
+		return // in a copy that shares extents: there is nothing to be completed
+	}
+	chain, err := s.OpenChain(t.Context(), j.name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.recover()
+	var inUse *InUseError
+	if _, err := s.FoldPoint(t.Context(), j.child, FoldOptions{}); !errors.As(err, &inUse) {
+		t.Errorf("folded another one: %v", err)
+	}
+	_ = chain.Close()
+	s.forget(i)
+	if done := s.recover(); len(done) != 1 {
+		t.Errorf("recovery: %q", done)
+	}
+	s.checkPoints()
+	s.checkStates()
+}
+
+// TestFoldInterrupted ends a fold at each look at its context: all space comes back that it had taken.
+func TestFoldInterrupted(t *testing.T) {
+	for n := 1; ; n += 9 {
+		s := newScene(t, 0)
+		for _, s.writes = range []int{8, 12, 3, 8, 3, 8} {
+			s.add()
+		}
+		s.fold(1) // so that there are holes to be filled
+		before := map[PointName]int64{}
+		for _, p := range s.points {
+			before[p] = s.Point(p).DiskSize
+		}
+		if _, err := s.FoldPoint(&endingContext{t.Context(), n}, s.points[1], FoldOptions{}); err == nil {
+			return
+		}
+		for _, p := range s.points {
+			if after := s.Point(p).DiskSize; after > before[p] {
+				t.Errorf("interrupted at look %d: point %s takes %d bytes, %d before", n, p, after, before[p])
+			}
+		}
+		s.checkPoints()
+	}
+}
+
+// endingContext ends when it has been looked at so many times.
+type endingContext struct {
+	context.Context
+	left int
+}
+
+func (c *endingContext) Err() error {
+	if c.left--; c.left < 0 {
+		return context.Canceled
+	}
+	return nil
+}
+
+// TestFoldCopiedWithoutDigests folds points of which nothing but the mtime vouches, in a copy that has other mtimes.
+func TestFoldCopiedWithoutDigests(t *testing.T) {
+	s := foreignScene(t)
+	s.add()
+	s.fold(2) // one of the Python tool into one of ours
+	for _, p := range s.points {
+		if err := os.Chtimes(s.Path(p), time.Time{}, time.Now()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.fold(2)
+	if p := s.Point(s.points[2]); p.State != Copied {
+		t.Errorf("nothing has proved the result, but it is %s", p.State)
+	}
+	s.checkReads()
 }

@@ -171,7 +171,8 @@ func cutFoldShort(t *testing.T, step string, intoChild, linked, noted bool) {
 	x := s.forget(i)
 	s.checkReads()
 	s.recover()
-	stays := step == crashpoint.FoldBegun || step == crashpoint.FoldFilled && j.pending != nil
+	installed := step != crashpoint.FoldBegun && step != crashpoint.FoldSwitched && step != crashpoint.FoldFilled
+	stays := step == crashpoint.FoldBegun || !installed && j.pending != nil
 	if stays || !noted && s.has(x) { // without the note nobody knows that it is not one that was put back
 		s.points = slices.Insert(s.points, i, x)
 	}

@@ -32,7 +32,24 @@ func (j *fold) confirmAlone() error {
 	if j.pending == nil && now.links > 1 {
 		return fmt.Errorf("%s has got another name (a hard link) meanwhile, and must not change under that: try again", j.target.Path())
 	}
+	j.confirmed = true
 	return nil
+}
+
+// switchedFile is the file that a fold changes. It knows when that is switched over: a power cut may take that back, still.
+type switchedFile struct {
+	*os.File
+	fold *fold
+}
+
+// Sync makes what was written last.
+func (f switchedFile) Sync() error {
+	if f.fold.confirmed {
+		if err := f.fold.reached(crashpoint.FoldSwitched); err != nil {
+			return err
+		}
+	}
+	return f.File.Sync()
 }
 
 // prepare opens the file that is to be changed.
@@ -177,12 +194,32 @@ func (j *fold) installPending() error {
 }
 
 // punchFree gives back what a fold that was cut short has left allocated in a file without need. Where it can't that is no
-// error: the next fold into the file uses that space.
+// error: the next fold into the file uses that space. What is on disk must not need it either.
 func (p *Point) punchFree(ctx context.Context, file *os.File) {
+	if settle(file) != nil {
+		return
+	}
 	image, err := qcow2.Open(file, p.FileSize, qcow2.OpenOptions{Alone: true, Prove: true})
 	if err == nil {
 		_ = image.PunchFree(ctx, puncher{file})
 	}
+}
+
+// settle sees to it that the state of a file that was read is on disk, too: it may have been read from memory, where an
+// interrupted fold, or a sync that failed, has left it. Its mtime stays.
+func settle(file *os.File) error {
+	info, err := file.Stat()
+	if err != nil {
+		return err
+	}
+	sector := make([]byte, 512) // with header and record
+	if _, err = file.ReadAt(sector, 0); err == nil {
+		_, err = file.WriteAt(sector, 0)
+	}
+	if err == nil {
+		err = file.Sync()
+	}
+	return errors.Join(err, setTime(file, info.ModTime()))
 }
 
 // puncher gives space back to the file system, where it takes it.

@@ -24,10 +24,11 @@ func (j *fold) fill(ctx context.Context) (folded *qcow2.Folded, err error) {
 	if parent := j.chain.Points[1].Parent(); parent != "" {
 		o.BackingFile = j.BackingName(parent)
 	}
+	file := switchedFile{j.file, j}
 	if j.result.IntoChild {
-		return qcow2.FoldIntoChild(ctx, j.file, j.chain.Image, o)
+		return qcow2.FoldIntoChild(ctx, file, j.chain.Image, o)
 	}
-	return qcow2.FoldIntoBacking(ctx, j.file, j.chain.Image, o)
+	return qcow2.FoldIntoBacking(ctx, file, j.chain.Image, o)
 }
 
 // identity is the child's, encoded, with what the fold changes of it. What a later version of this program has written

@@ -52,6 +52,12 @@ const (
 // isShort says whether it is about to end, as far as can be told: one that says nothing has just begun, or has just ended.
 func (h Holder) isShort() bool { return h.PID == 0 || h.Work == Pruning }
 
+// isDead says that it was a process of this host, and is none any more.
+func (h Holder) isDead() bool {
+	host, err := os.Hostname()
+	return err == nil && h.Host == host && h.PID > 0 && errors.Is(unix.Kill(h.PID, 0), unix.ESRCH)
+}
+
 // maxClients bounds what a series of killed runs leaves behind.
 const maxClients = 64
 
@@ -101,7 +107,11 @@ func (f *Folder) lock(work Work) (*Lock, error) {
 	if err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		defer file.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, &LockedError{f.Dir, awaitHolder(file)}
+			holder := awaitHolder(file)
+			if holder.isDead() {
+				holder = Holder{} // somebody else has it, flock(1) for instance
+			}
+			return nil, &LockedError{f.Dir, holder}
 		}
 		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}

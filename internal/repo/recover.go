@@ -16,6 +16,25 @@ type foldNote struct {
 	Point PointName `json:"point"` // that is to go
 	Child PointName `json:"child"` // that lies on it
 	Inode uint64    `json:"inode"` // of the file that is changed, which no copy of it has; 0: none is yet
+	// Before is the hash of the identity that this file had; "" where it had none.
+	Before string `json:"before,omitempty"`
+}
+
+// isOf says whether a point's file is the one that the fold has changed, and nobody else has since.
+func (n *foldNote) isOf(p *Point) bool {
+	if p.inode != n.Inode || p.State == Damaged {
+		return false
+	}
+	folded := p.Identity != nil && p.Identity.Folded != nil && p.Identity.Folded.Point == n.Point
+	return folded || p.identityHash() == n.Before
+}
+
+// identityHash is the hash of the file's identity; "" where it has none.
+func (p *Point) identityHash() string {
+	if p.IdentityRaw == nil {
+		return ""
+	}
+	return HashIdentity(p.IdentityRaw)
 }
 
 func (f *Folder) writeNote(n foldNote) error {
@@ -44,6 +63,9 @@ func (f *Folder) removeNote() error {
 	}
 	return nil
 }
+
+// PendingRemoval is the point whose removal was cut short and has to be completed by Recover; "" for none.
+func (f *Folder) PendingRemoval() PointName { return f.readNote().Point }
 
 // recovery completes what was cut short of removing points.
 type recovery struct {
@@ -129,7 +151,7 @@ func (r *recovery) nameResult(ctx context.Context, x *Point, locked []PointName)
 		return err
 	}
 	defer l.Close()
-	if err := x.settle(ctx, l.File(x.Name), x.inode == r.note.Inode); err != nil {
+	if err := x.settle(ctx, l.File(x.Name), r.note.isOf(x)); err != nil {
 		return err
 	}
 	if err := os.Rename(x.Path(), r.Path(x.Identity.Point)); err != nil {
@@ -139,19 +161,10 @@ func (r *recovery) nameResult(ctx context.Context, x *Point, locked []PointName)
 	return SyncDir(r.Dir)
 }
 
-// settle sees to it that the state of a file that was read is on disk, too: it may have been read from memory, where an
-// interrupted fold, or a sync that failed, has left it. The mtime is put right where it was, or where the file is known to be the one
-// that the fold has changed; of which then goes what it has superseded.
+// settle is settle for the file of a point. The mtime is put right where it was, or where the file is known to be the one that the fold
+// has changed; of which then goes what it has superseded.
 func (p *Point) settle(ctx context.Context, file *os.File, known bool) error {
-	sector := make([]byte, 512) // with header and record
-	_, err := file.ReadAt(sector, 0)
-	if err == nil {
-		_, err = file.WriteAt(sector, 0)
-	}
-	if err == nil {
-		err = file.Sync()
-	}
-	if err != nil {
+	if err := settle(file); err != nil {
 		return fmt.Errorf("settle %s: %w", p.Path(), err)
 	}
 	fits := known || p.hasOwnTime()
@@ -186,7 +199,7 @@ func (r *recovery) unlinkFolded(ctx context.Context) error {
 		if !ok {
 			continue
 		}
-		if err = c.settle(ctx, l.File(c.Name), c.inode == r.note.Inode); err == nil {
+		if err = c.settle(ctx, l.File(c.Name), r.note.isOf(c)); err == nil {
 			err = r.unlink(x.Name)
 		}
 		if err = errors.Join(err, l.Close()); err != nil {
@@ -199,7 +212,7 @@ func (r *recovery) unlinkFolded(ctx context.Context) error {
 
 // wasFolded says whether x is what has just been folded into c.
 func (r *recovery) wasFolded(x, c *Point) bool {
-	if r.note.Point != x.Name || r.note.Child != c.Name || x.OriginHash() != c.Identity.Folded.OriginSHA256 {
+	if r.note.Point != x.Name || r.note.Child != c.Name || !r.note.isOf(c) || x.OriginHash() != c.Identity.Folded.OriginSHA256 {
 		return false
 	}
 	if x.State == Damaged || x.State == Removing || r.checkPin(x.Name) != nil {
@@ -216,10 +229,10 @@ func (r *recovery) restoreTarget(ctx context.Context) error {
 			continue
 		}
 		// A user other than root makes a file writable for a moment.
-		if info, err := os.Stat(p.Path()); err == nil && info.Mode()&0o200 != 0 {
+		if info, err := os.Stat(p.Path()); err == nil && info.Mode()&0o200 != 0 && p.Identity != nil {
 			_ = os.Chmod(p.Path(), info.Mode()&^0o222)
 		}
-		if p.inode != r.note.Inode || p.State != Copied {
+		if !r.note.isOf(p) || p.State == Removing {
 			continue
 		}
 		l, ok, err := r.lock(r.note.Point, p.Name)
@@ -245,5 +258,8 @@ func (r *recovery) restore(ctx context.Context, p *Point, file *os.File) error {
 		r.say("took back the removal of point %s, which was cut short: cut %d bytes off point %s", r.note.Point, excess, p.Name)
 	}
 	p.punchFree(ctx, file)
+	if p.Identity == nil {
+		return nil
+	}
 	return setTime(file, p.Identity.Created)
 }

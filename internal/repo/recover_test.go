@@ -109,7 +109,7 @@ func TestRecoverUnlink(t *testing.T) {
 	if done := s.recover(); len(done) > 0 {
 		t.Errorf("recovery removed a point without a note: %q", done)
 	}
-	note := foldNote{Point: x, Child: c}
+	note := foldNote{Point: x, Child: c, Inode: s.Point(c).inode}
 	if err := s.writeNote(note); err != nil {
 		t.Fatal(err)
 	}
@@ -157,7 +157,7 @@ func TestRecoverTarget(t *testing.T) {
 		x := s.points[1]
 		p := s.Point(x)
 		if noted {
-			if err := s.writeNote(foldNote{Point: x, Child: s.points[2], Inode: p.inode}); err != nil {
+			if err := s.writeNote(foldNote{Point: x, Child: s.points[2], Inode: p.inode, Before: p.identityHash()}); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -62,12 +62,33 @@ func children(points []*Point, name PointName) (above []*Point, err error) {
 	return above, nil
 }
 
-// unlink removes a point's file, for good.
+// unlink removes a point's file, for good. The file that it was folded into may have its data in memory only.
 func (f *Folder) unlink(name PointName) error {
+	points, err := f.Points()
+	if err != nil {
+		return err
+	}
+	for _, p := range points {
+		if p.State == Damaged || p.Identity == nil || p.Identity.Folded == nil || p.Identity.Folded.Point != name {
+			continue
+		}
+		if err := p.settleUnlocked(); err != nil {
+			return fmt.Errorf("remove point: settle %s: %w", p.Path(), err)
+		}
+	}
 	if err := os.Remove(f.Path(name)); err != nil {
 		return fmt.Errorf("remove point: %w", err)
 	}
 	return SyncDir(f.Dir)
+}
+
+// settleUnlocked is settle for a file that somebody may be reading: it stays as it is.
+func (p *Point) settleUnlocked() error {
+	file, err := openWritable(p.Path())
+	if err != nil {
+		return err
+	}
+	return errors.Join(settle(file), file.Close())
 }
 
 // allocated is how much of the disk a file takes that goes with its last name, in bytes.
