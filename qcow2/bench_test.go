@@ -2,6 +2,7 @@ package qcow2_test
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -57,5 +58,21 @@ func BenchmarkVerifyDigests(b *testing.B) {
 		if err := im.VerifyDigests(b.Context()); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// BenchmarkCheck reads all data of a file; bytes are those of the disk.
+func BenchmarkCheck(b *testing.B) {
+	content := halfRandom(newRand(1), 256<<20)
+	for _, codec := range []qcow2.Codec{nil, qcow2.ZstdCodec(1)} {
+		b.Run(fmt.Sprintf("compressed=%t", codec != nil), func(b *testing.B) {
+			file := writeFile(b, qcow2.WriterOptions{ClusterSize: 64 << 10, Codec: codec}, content, "identity")
+			b.SetBytes(int64(len(content)))
+			for b.Loop() {
+				if list, _, err := findings(b.Context(), file); err != nil || len(list) > 0 {
+					b.Fatal(list, err)
+				}
+			}
+		})
 	}
 }

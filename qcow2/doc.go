@@ -17,7 +17,8 @@
 //
 // Beyond the specification, files that a Writer makes carry an identity, bytes of the caller's, and a digest of each
 // stored cluster, by which [Image.VerifyDigests] proves a file from itself. A header extension that QEMU keeps leads to
-// them; see [Record].
+// them; see [Record]. [Image.Check] looks for all that is wrong with a file, whoever made it, and says where: every entry,
+// every refcount, every digest.
 //
 // A fold removes a file from the middle of a chain, in place and safe from power cuts: [FoldIntoChild] and
 // [FoldIntoBacking], and [Folded.Punch] for the room that it frees.

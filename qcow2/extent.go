@@ -52,7 +52,7 @@ type mapping struct {
 	compressed bool
 	host       int64  // where in the file the data starts
 	span       int64  // compressed: how many bytes from there its sectors go
-	entry      uint64 // compressed: as it stands in the table
+	entry      uint64 // as it stands in the table
 }
 
 // stretch is a run of guest bytes that a file maps alike, beginning inside a cluster or at its start.
@@ -131,7 +131,8 @@ func (im *Image) entries(at int64) (entries, error) {
 	return b[at-start:], nil
 }
 
-// l2Table gives the offset of the L2 table of an L1 entry, or 0 and how many entries from it on have none.
+// l2Table gives the offset of the L2 table of an L1 entry, or 0 and how many entries from it on have none. With an error
+// it gives the offset if that can be used all the same.
 func (im *Image) l2Table(index int64) (table, holes int64, err error) {
 	at := im.header.L1Offset + index*8
 	entries, err := im.entries(at)
@@ -147,32 +148,33 @@ func (im *Image) l2Table(index int64) (table, holes int64, err error) {
 	}
 	e := entries.at(0)
 	table = int64(e & entryOffset)
-	if e&^(entryOffset|entryCopied) != 0 {
-		return 0, 0, corrupt("L1 entry", at, "%#x: reserved bits", e)
-	}
 	if err := im.checkCluster(table); err != nil {
 		return 0, 0, corrupt("L1 entry", at, "%#x: L2 table %v", e, err)
+	}
+	if e&^(entryOffset|entryCopied) != 0 {
+		return table, 0, corrupt("L1 entry", at, "%#x: reserved bits", e)
 	}
 	return table, 0, nil
 }
 
-// decodeEntry checks the L2 entry of the cluster at the guest offset (qcow2 specification, "L2 table entry").
+// decodeEntry checks the L2 entry of the cluster at the guest offset (qcow2 specification, "L2 table entry"). With an
+// error it gives what of the entry can be used all the same; host is 0 where that is not the place.
 func (im *Image) decodeEntry(e uint64, guest int64) (mapping, error) {
-	m := mapping{kind: entryKind(e)}
-	switch {
-	case e&entryCompressed != 0:
+	if e&entryCompressed != 0 {
 		return im.decodeCompressed(e, guest)
+	}
+	m := mapping{kind: entryKind(e), entry: e, host: int64(e & entryOffset)}
+	if m.host != 0 || e&entryCopied != 0 {
+		if err := im.checkCluster(m.host); err != nil {
+			m.host = 0
+			return m, corrupt("L2 entry", guest, "%#x: data %v", e, err)
+		}
+	}
+	switch {
 	case e&^(entryOffset|entryCopied|entryZero) != 0:
 		return m, corrupt("L2 entry", guest, "%#x: reserved bits", e)
 	case m.kind == Zero && im.header.Version < 3:
 		return m, corrupt("L2 entry", guest, "%#x: zero cluster in a file of version 2", e)
-	}
-	m.host = int64(e & entryOffset)
-	if m.host == 0 && e&entryCopied == 0 {
-		return m, nil
-	}
-	if err := im.checkCluster(m.host); err != nil {
-		return m, corrupt("L2 entry", guest, "%#x: data %v", e, err)
 	}
 	return m, nil
 }
@@ -182,13 +184,15 @@ func (im *Image) decodeEntry(e uint64, guest int64) (mapping, error) {
 func (im *Image) decodeCompressed(e uint64, guest int64) (mapping, error) {
 	off, n := compressedSpan(e, im.header.ClusterBits)
 	offsetMask := uint64(1)<<(62-(im.header.ClusterBits-8)) - 1
-	switch {
-	case e&entryCopied != 0, e&offsetMask >= maxHostOffset:
-		return mapping{}, corrupt("L2 entry", guest, "%#x: reserved bits", e)
-	case off < im.header.ClusterSize(), off >= im.fileLength:
-		return mapping{}, corrupt("L2 entry", guest, "%#x: data at offset %d: not inside the file", e, off)
+	m := mapping{kind: Data, compressed: true, entry: e}
+	if off < im.header.ClusterSize() || off >= im.fileLength {
+		return m, corrupt("L2 entry", guest, "%#x: data at offset %d: not inside the file", e, off)
 	}
-	return mapping{kind: Data, compressed: true, host: off, span: min(n, im.fileLength-off), entry: e}, nil
+	m.host, m.span = off, min(n, im.fileLength-off)
+	if e&entryCopied != 0 || e&offsetMask >= maxHostOffset {
+		return m, corrupt("L2 entry", guest, "%#x: reserved bits", e)
+	}
+	return m, nil
 }
 
 // checkCluster checks that a table or data can lie at an offset of the file. Its last bytes may be missing.

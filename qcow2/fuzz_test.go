@@ -114,10 +114,10 @@ func exercise(t *testing.T, b []byte, below *qcow2.Image) {
 func seal(b []byte) []byte {
 	b = bytes.Clone(b)
 	at := bytes.Index(b[:min(len(b), 512)], []byte("RBD2QCOW"))
-	if at < 0 || at+128 > len(b) {
+	if at < 0 || at+144 > min(len(b), 512) || len(b) < 512 {
 		return b
 	}
-	record, be := b[at:at+128], binary.BigEndian
+	record, be := b[at:at+144], binary.BigEndian
 	area := func(i int) []byte {
 		off, n := be.Uint64(record[i:]), be.Uint64(record[i+8:])
 		if off > uint64(len(b)) || n > uint64(len(b))-off {
@@ -139,6 +139,23 @@ func seal(b []byte) []byte {
 		copy(record[i+16:], hash[:])
 	}
 	be.PutUint64(record[112:], uint64(len(b)))
-	be.PutUint64(record[120:], xxh3.Hash(record[:120]))
+	clear(record[120:])
+	header := bytes.Clone(b[:512])
+	if name, n := be.Uint64(b[8:]), uint64(be.Uint32(b[16:])); name < uint64(len(b)) && n <= uint64(len(b))-name {
+		header = append(header, b[name:name+n]...)
+	}
+	hash := xxh3.Hash128(header).Bytes()
+	copy(record[120:], hash[:])
+	be.PutUint64(record[136:], xxh3.Hash(record[:136]))
 	return b
+}
+
+// What seal makes of a whole file is that file.
+func TestSeal(t *testing.T) {
+	for _, o := range []qcow2.WriterOptions{{ClusterSize: 512}, {ClusterSize: 1 << 10, BackingFile: "./below.qcow2"}} {
+		b := writeFile(t, o, guest(8<<10, 6), "identity")
+		if !bytes.Equal(seal(b), b) {
+			t.Error("another file")
+		}
+	}
 }

@@ -117,6 +117,10 @@ func compareWithQEMU(t *testing.T, file string) {
 		if err := b.CheckStructure(context.Background()); err != nil {
 			t.Errorf("check structure: %v", err)
 		}
+		if stats, err := b.Check(t.Context(), qcow2.CheckOptions{Data: true, Report: func(f qcow2.Finding) { t.Error(f) }}); !stats.Good() ||
+			err != nil && b.Header().Snapshots == 0 {
+			t.Errorf("check: %+v, %v", stats, err)
+		}
 		if _, err := b.Identity(); !errors.Is(err, qcow2.ErrNoRecord) {
 			t.Errorf("identity of a file of QEMU's: %v", err)
 		}

@@ -101,7 +101,7 @@ func (p *proof) load(index int64, d *directoryEntry) (*digestBlock, error) {
 	if err != nil {
 		return nil, err
 	}
-	digests, kinds, err := p.im.verifyBlock(d, table)
+	digests, kinds, err := p.im.verifyBlock(d, table, nil)
 	if err != nil {
 		return nil, err
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime"
 )
 
 // verifyBuffer is how much data is read at a time to compare it with its digests, in bytes; a cluster where that is more.
@@ -49,9 +50,9 @@ func (im *Image) Identity() ([]byte, error) {
 }
 
 // VerifyDigests compares this file, not those below it, with its digests: that it has not become shorter, the directory,
-// the digest blocks, which clusters each L2 table holds, and the content of each of them. It stops at the first
-// difference, which is a *CorruptError with the guest offset; other errors are ErrNoRecord, ErrNoDigests,
-// Header.RecordError, *UnsupportedError, ctx's, or those of the file's reader.
+// the digest blocks, which clusters each L2 table holds, and the content of each of them, on all processors. It stops at the
+// first difference, which is a *CorruptError with the guest offset; other errors are ErrNoRecord, ErrNoDigests,
+// Header.RecordError, *UnsupportedError, ctx's, or those of the file's reader. Check goes on, and tells of each.
 func (im *Image) VerifyDigests(ctx context.Context) error {
 	r, err := im.record()
 	if err != nil {
@@ -68,11 +69,8 @@ func (im *Image) VerifyDigests(ctx context.Context) error {
 	if err := im.verifyDirectory(ctx, r); err != nil {
 		return err
 	}
-	in, err := im.area("digest directory", r.DirectoryOffset, r.DirectoryLength)
-	if err != nil {
-		return err
-	}
-	return im.verifyTables(ctx, bufio.NewReader(in), r.DirectoryLength/directoryEntrySize)
+	d := dataCheck{im: im, record: r, parallel: runtime.GOMAXPROCS(0), report: Finding.err}
+	return d.run(ctx)
 }
 
 // verifyDirectory compares the directory with its hash, before anything in it is used.
@@ -103,50 +101,9 @@ func (im *Image) verifyDirectory(ctx context.Context, r *Record) error {
 	return nil
 }
 
-// verifyTables walks the L1 table and the n entries of the directory side by side.
-func (im *Image) verifyTables(ctx context.Context, directory io.Reader, n int64) error {
-	buf := make([]byte, min(max(verifyBuffer, im.header.ClusterSize()), im.header.l2Span()))
-	tables := im.walkTables()
-	for ; n > 0; n-- {
-		var b [directoryEntrySize]byte
-		if _, err := io.ReadFull(directory, b[:]); err != nil {
-			return fmt.Errorf("read digest directory: %w", err)
-		}
-		d := decodeDirectoryEntry(b[:])
-		index, table, err := tables.next(ctx)
-		if err != nil {
-			return err
-		}
-		guest := min(index, int64(d.l1Index)) * im.header.l2Span()
-		switch {
-		case index < int64(d.l1Index):
-			return corrupt("L2 table", guest, "it has no digests")
-		case index > int64(d.l1Index):
-			return corrupt("L2 table", guest, "it has digests but is not there")
-		}
-		if err := im.verifyTable(ctx, &d, table, buf); err != nil {
-			return err
-		}
-	}
-	index, _, err := tables.next(ctx)
-	if err == nil && index < int64(im.header.L1Size) {
-		return corrupt("L2 table", index*im.header.l2Span(), "it has no digests")
-	}
-	return err
-}
-
-// verifyTable verifies one L2 table and the data it maps, by way of buf. It depends on no other table.
-func (im *Image) verifyTable(ctx context.Context, d *directoryEntry, table int64, buf []byte) error {
-	digests, kinds, err := im.verifyBlock(d, table)
-	if err != nil {
-		return err
-	}
-	return im.verifyData(ctx, kinds, int64(d.l1Index)*im.header.l2Span(), digests, buf)
-}
-
 // verifyBlock verifies a digest block and which clusters the L2 table holds that it is of. It gives the digests of its
-// Data clusters and one Kind per entry of the table.
-func (im *Image) verifyBlock(d *directoryEntry, table int64) (digests, kinds []byte, err error) {
+// Data clusters and one Kind per entry of the table. bad is as in walkEntries.
+func (im *Image) verifyBlock(d *directoryEntry, table int64, bad func(Finding) error) (digests, kinds []byte, err error) {
 	guest := int64(d.l1Index) * im.header.l2Span()
 	if int64(d.count) > im.header.l2Entries() {
 		return nil, nil, corrupt("digest block", guest, "%d digests: more than a table has entries", d.count)
@@ -164,7 +121,7 @@ func (im *Image) verifyBlock(d *directoryEntry, table int64) (digests, kinds []b
 	if digestOf(block) != d.hash {
 		return nil, nil, corrupt("digest block", guest, "wrong hash")
 	}
-	kinds, count, err := im.tableKinds(table, guest)
+	kinds, count, err := im.tableKinds(table, guest, bad)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -175,9 +132,9 @@ func (im *Image) verifyBlock(d *directoryEntry, table int64) (digests, kinds []b
 }
 
 // tableKinds gives one Kind per entry of an L2 table, and how many of them are Data.
-func (im *Image) tableKinds(table, guest int64) (kinds []byte, count int, err error) {
+func (im *Image) tableKinds(table, guest int64, bad func(Finding) error) (kinds []byte, count int, err error) {
 	kinds = make([]byte, 0, im.header.l2Entries())
-	err = im.walkEntries(table, guest, func(m mapping) error {
+	err = im.walkEntries(table, guest, bad, func(m mapping, _ int64) error {
 		kinds = append(kinds, byte(m.kind))
 		if m.kind == Data {
 			count++
@@ -187,43 +144,12 @@ func (im *Image) tableKinds(table, guest int64) (kinds []byte, count int, err er
 	return kinds, count, err
 }
 
-// verifyData compares the Data clusters of a table with their digests, as many at a time as buf takes.
-func (im *Image) verifyData(ctx context.Context, kinds []byte, guest int64, digests, buf []byte) error {
-	size := im.header.ClusterSize()
-	for i := 0; i < len(kinds); {
-		n := 0
-		for i+n < len(kinds) && kinds[i+n] == byte(Data) && int64(n+1)*size <= int64(len(buf)) {
-			n++
-		}
-		if n == 0 {
-			i++
-			continue
-		}
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		if err := im.verifyClusters(buf[:int64(n)*size], guest+int64(i)*size, digests); err != nil {
-			return err
-		}
-		digests = digests[n*DigestSize:]
-		i += n
+// readDirectory reads the digest directory, which verifyDirectory has found right, from its beginning on.
+func (im *Image) readDirectory(r *Record) (*directoryReader, error) {
+	in, err := im.area("digest directory", r.DirectoryOffset, r.DirectoryLength)
+	if err != nil {
+		return nil, err
 	}
-	return nil
-}
-
-// verifyClusters reads the clusters from the guest offset that fill buf and compares them with the first digests.
-func (im *Image) verifyClusters(buf []byte, guest int64, digests []byte) error {
-	size := im.header.ClusterSize()
-	inside := max(0, min(int64(len(buf)), im.Size()-guest)) // the rest lies behind the end of the disk
-	clear(buf[inside:])
-	if _, err := im.read(buf[:inside], guest); err != nil {
-		return err
-	}
-	for i := int64(0); i < int64(len(buf)); i += size {
-		if digestOf(buf[i:i+size]) != Digest(digests[:DigestSize]) {
-			return corrupt("cluster", guest+i, "%d bytes: other content than was stored", size)
-		}
-		digests = digests[DigestSize:]
-	}
-	return nil
+	d := &directoryReader{in: bufio.NewReader(in), left: r.DirectoryLength / directoryEntrySize}
+	return d, d.advance()
 }

@@ -53,9 +53,10 @@ func TestWriterRefcounts(t *testing.T) {
 }
 
 // checkRefcounts compares the refcounts of a file with the references in it, the COPIED flags too, and gives the
-// number of refcount blocks.
+// number of refcount blocks. Check has to agree.
 func checkRefcounts(t *testing.T, b []byte) int {
 	t.Helper()
+	checkSound(t, b)
 	be := binary.BigEndian
 	cluster := uint64(1) << be.Uint32(b[20:])
 	entries := func(off, n uint64) []uint64 {
