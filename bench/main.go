@@ -63,6 +63,7 @@ func parts() []part {
 		{"database", "increments of many small writes in hot regions", (*lab).database},
 		{"restore", "restores of compressed chains of 1, 10 and 100 points", (*lab).restore},
 		{"fold", "removals of the oldest point, beside flattening and rebasing", (*lab).fold},
+		{"verify", "a point proved, beside sha256sum and qemu-img check and compare", (*lab).verify},
 		{"latency", "full and incremental, each operation 2 and 10 ms longer", (*lab).latency},
 	}
 }

@@ -51,6 +51,9 @@ func (j *job) chooseBase(ctx context.Context) (b *base, reason string, err error
 		return nil, fmt.Sprintf("chain of newest point %s can't be used: %v", newest.Name, err), unreadable(err)
 	}
 	b = &base{newest, chain, snapshot}
+	if err := chain.Refuse(); err != nil {
+		return nil, err.Error(), chain.Close()
+	}
 	if err := j.checkContent(ctx, b); err != nil {
 		err = errors.Join(err, chain.Close())
 		return nil, fmt.Sprintf("chain of newest point %s can't be used: %v", newest.Name, err), unreadable(err)

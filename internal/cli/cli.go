@@ -49,7 +49,7 @@ Every backup is a standard disk image: QEMU boots from any of them, qemu-img con
 and none needs this program, a database or a living Ceph cluster to be read.
 
 Exit status: 0 all done; 1 nothing done, or nothing matched; 2 usage; 3 some images failed, the rest
-are done; 130 and 143 interrupted.` + buildNote,
+are done; 4 verification found damage; 130 and 143 interrupted.` + buildNote,
 		Args:          arguments(0, 0),
 		SilenceErrors: true,
 		SilenceUsage:  true,
@@ -57,7 +57,7 @@ are done; 130 and 143 interrupted.` + buildNote,
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddCommand(p.initCommand(), p.backupCommand(), p.listCommand(), p.restoreCommand(), p.serveCommand(),
-		p.pruneCommand(), p.pinCommand(), p.unpinCommand(), p.versionCommand())
+		p.verifyCommand(), p.pruneCommand(), p.pinCommand(), p.unpinCommand(), p.versionCommand())
 	return root
 }
 

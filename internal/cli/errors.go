@@ -14,6 +14,7 @@ const (
 	exitNothing = 1 // nothing was done, or nothing matched
 	exitUsage   = 2
 	exitPartly  = 3 // some images failed, the rest are done
+	exitDamage  = 4 // verification found damage
 )
 
 // usageError is a mistake on the command line.

@@ -47,7 +47,7 @@ func printTable(w io.Writer, images []status.Image) error {
 		return nil
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "IMAGE\tPOINT\tTIME\tKIND\tSIZE\tON DISK\tCHANGED\tPARENT\tSTATE\tSNAPSHOT")
+	fmt.Fprintln(t, "IMAGE\tPOINT\tTIME\tKIND\tSIZE\tON DISK\tCHANGED\tPARENT\tSTATE\tVERIFIED\tSNAPSHOT")
 	for _, image := range images {
 		for i, p := range image.Points {
 			parent, snapshot := "-", "-"
@@ -60,9 +60,9 @@ func printTable(w io.Writer, images []status.Image) error {
 			if p.Parent != nil {
 				parent = string(*p.Parent)
 			}
-			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", printable(image.Name), p.Point,
+			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", printable(image.Name), p.Point,
 				p.Time.Local().Format(time.DateTime), p.Kind, progress.Bytes(p.VirtualSize), progress.Bytes(p.DiskSize),
-				progress.Bytes(p.ChangedBytes), parent, state(&p), snapshot)
+				progress.Bytes(p.ChangedBytes), parent, state(&p), verified(&p), snapshot)
 		}
 	}
 	return t.Flush()
@@ -74,6 +74,17 @@ func state(p *status.Point) string {
 		return string(p.State) + ",pinned"
 	}
 	return string(p.State)
+}
+
+// verified is when a point was verified, and what was found unless that was good.
+func verified(p *status.Point) string {
+	switch {
+	case p.VerifiedAt == nil:
+		return "never"
+	case p.Verdict == repo.Proved:
+		return p.VerifiedAt.Local().Format(time.DateOnly)
+	}
+	return p.VerifiedAt.Local().Format(time.DateOnly) + " " + string(p.Verdict)
 }
 
 // printable keeps names with line breaks and the like from breaking the table.

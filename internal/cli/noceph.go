@@ -11,6 +11,7 @@ import (
 
 	"github.com/rbd2qcow2/rbd2qcow2/internal/repo"
 	"github.com/rbd2qcow2/rbd2qcow2/internal/restore"
+	"github.com/rbd2qcow2/rbd2qcow2/internal/verify"
 )
 
 // This file stands for all that needs Ceph where the program is built without it.
@@ -18,7 +19,8 @@ import (
 // buildNote is what the help says of a build that lacks something.
 const buildNote = `
 
-This program was built without Ceph: it makes no backups, and restores to files, devices and streams, not to rbd:.`
+This program was built without Ceph: it makes no backups, restores to files, devices and streams, not to rbd:, and verifies by
+what is in the files.`
 
 func libraries() string { return "built without Ceph" }
 
@@ -71,6 +73,25 @@ func (f *rbdRestoreFlags) validate(target string, _ bool) error {
 		return errNoCeph("restore to RBD images" + f.given)
 	}
 	return nil
+}
+
+// sourceFlags notes down that --source was given.
+type sourceFlags struct{ given string }
+
+func (f *sourceFlags) add(flags *pflag.FlagSet) {
+	flags.StringVar(&f.given, "source", "", "")
+	_ = flags.MarkHidden("source") // which is there
+}
+
+func (f *sourceFlags) validate() error {
+	if f.given != "" {
+		return errNoCeph("compare with a source")
+	}
+	return nil
+}
+
+func (f *sourceFlags) connect(context.Context, *verify.Options) (func(), error) {
+	return func() {}, nil
 }
 
 func (f *rbdRestoreFlags) aborts() bool { return false }

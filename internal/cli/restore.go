@@ -24,6 +24,7 @@ type restoreFlags struct {
 	compression string
 	overwrite   bool
 	digest      bool
+	force       bool
 	mustProve   bool // digest was asked for
 	parallel    int
 	rbd         rbdRestoreFlags
@@ -86,6 +87,7 @@ func (p *Program) restoreCommand() *cobra.Command {
 	f.rbd.add(flags)
 	flags.StringVarP(&f.format, "format", "O", "", "format of a file: `raw|qcow2`; by default its name tells")
 	flags.StringVar(&f.compression, "compress", "none", "of a qcow2 file: `zstd[:LEVEL]|zlib|none`")
+	flags.BoolVar(&f.force, "force", false, "although a verification has found the point, or one below it, damaged")
 	flags.BoolVar(&f.digest, "digest", true,
 		"compare all that is read with its digests; given explicitly, refuse points of the Python tool, which have none")
 	flags.IntVar(&f.parallel, "parallel", 8, "keep `N` reads and writes in flight")
@@ -151,12 +153,16 @@ func (r *restoreReport) proved() any {
 }
 
 func openChain(ctx context.Context, folder *repo.Folder, point repo.PointName, f *restoreFlags) (*repo.Chain, error) {
+	open := folder.OpenProvedChain
 	if !f.digest {
-		return folder.OpenChain(ctx, point)
+		open = folder.OpenChain
 	}
-	chain, err := folder.OpenProvedChain(ctx, point)
+	chain, err := open(ctx, point)
 	if err != nil {
 		return nil, err
+	}
+	if err := chain.Refuse(); err != nil && !f.force {
+		return nil, errors.Join(fmt.Errorf("restore: %w: --force restores it all the same", err), chain.Close())
 	}
 	if unproved := chain.Unproved(); f.mustProve && len(unproved) > 0 {
 		err := fmt.Errorf("restore %s: --digest was given and it has no digests", unproved[0].Path())

@@ -24,6 +24,7 @@ type Chain struct {
 	Points []*Point // the opened one first, the full one last; foreign ones included
 	files  []*os.File
 	prove  bool
+	alone  bool
 	held   *PointLock // whose files are used, and not closed; may be nil
 	wait   time.Time  // until then files that are locked are waited for
 }
@@ -53,6 +54,12 @@ func (f *Folder) OpenProvedChain(ctx context.Context, name PointName) (*Chain, e
 // OpenLockedChain is OpenProvedChain for who has locked some of the points. The lock must outlive the chain.
 func (f *Folder) OpenLockedChain(ctx context.Context, name PointName, l *PointLock) (*Chain, error) {
 	return (&Chain{prove: true, held: l}).openAll(ctx, f, name)
+}
+
+// OpenAlone opens one point without those below it: for what concerns its own file. Nobody folds that meanwhile. It is proved, as by
+// OpenProvedChain. The error is the point's own where it is Damaged.
+func (f *Folder) OpenAlone(ctx context.Context, name PointName) (*Chain, error) {
+	return (&Chain{prove: true, alone: true}).openAll(ctx, f, name)
 }
 
 // Unproved lists the points of a chain whose content nothing is known of to compare it with.
@@ -86,7 +93,7 @@ func (c *Chain) open(ctx context.Context, f *Folder, name PointName, child *Poin
 	switch {
 	case p.State == Damaged:
 		return nil, fmt.Errorf("open point %s: %w", p.Path(), p.Err)
-	case p.State == Removing && child == nil:
+	case p.State == Removing && child == nil && !c.alone:
 		return nil, fmt.Errorf("open point %s: it is being removed; its file is that of %s already", p.Path(), p.Identity.Point)
 	case child != nil && !p.carries(child):
 		return nil, fmt.Errorf("open point %s: it is not the one that %s was made on", p.Path(), child.Name)
@@ -143,7 +150,7 @@ func (c *Chain) file(ctx context.Context, f *Folder, name PointName) (*os.File, 
 type opener = func(name, format string) (*qcow2.Image, error)
 
 func (c *Chain) image(file *os.File, length int64, backing opener) (*qcow2.Image, error) {
-	img, err := qcow2.Open(file, length, qcow2.OpenOptions{Backing: backing, Prove: c.prove})
+	img, err := qcow2.Open(file, length, qcow2.OpenOptions{Backing: backing, Prove: c.prove, Alone: c.alone})
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", file.Name(), err)
 	}

@@ -68,7 +68,7 @@ func (f *Folder) changePins(ctx context.Context, name PointName, pin *Pin) (was 
 	if err := f.Create(); err != nil { // a folder of the Python tool has no place for them
 		return false, err
 	}
-	lock, err := f.lockPins(ctx)
+	lock, err := f.lockNotes(ctx, "pins.lock")
 	if err != nil {
 		return false, fmt.Errorf("lock pins: %w", err)
 	}
@@ -93,15 +93,15 @@ func (f *Folder) changePins(ctx context.Context, name PointName, pin *Pin) (was 
 	return was, nil
 }
 
-// pinsWait bounds the wait for the lock of the pins, which is held for moments only.
-const pinsWait = 10 * time.Second
+// notesWait bounds the wait for the lock of pins and the like, which is held for moments only.
+const notesWait = 10 * time.Second
 
-// lockPins waits for the lock of the pins, which ends when the file is closed. The folder's own lock would be that of a
-// backup, which may take hours.
-func (f *Folder) lockPins(ctx context.Context) (*os.File, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, pinsWait, errors.New("another run has them locked"))
+// lockNotes waits for a lock of what is noted of the points, which ends when the file is closed. The folder's own lock would
+// be that of a backup, which may take hours.
+func (f *Folder) lockNotes(ctx context.Context, name string) (*os.File, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, notesWait, errors.New("another run has them locked"))
 	defer cancel()
-	file, err := os.OpenFile(f.StatePath("pins.lock"), os.O_RDWR|os.O_CREATE, 0o640)
+	file, err := os.OpenFile(f.StatePath(name), os.O_RDWR|os.O_CREATE, 0o640)
 	if err != nil {
 		return nil, err
 	}

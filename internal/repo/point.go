@@ -150,6 +150,17 @@ func (p *Point) hasOwnTime() bool {
 	return p.ModTime.Truncate(time.Second).Equal(p.Identity.Created.Truncate(time.Second))
 }
 
+// Touched says whether the file's mtime is another one than it was made with: somebody has copied it or written to it.
+func (p *Point) Touched() bool {
+	switch {
+	case p.Identity != nil:
+		return !p.hasOwnTime()
+	case p.Name.Foreign():
+		return false // nobody knows
+	}
+	return !p.ModTime.Truncate(time.Second).Equal(p.Name.Time())
+}
+
 // OriginHash is what the points above know this one by: the hash, in hex, of the identity that it was made with. It
 // outlives folds. "" where there is no identity.
 func (p *Point) OriginHash() string {

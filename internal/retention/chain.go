@@ -51,7 +51,7 @@ func (p Policy) horizon(latest time.Time) time.Time {
 		if reach.count == Unlimited {
 			return time.Time{}
 		}
-		if t := reach.unit.times(reach.count).before(latest); t.Before(since) {
+		if t := reach.unit.times(reach.count).Before(latest); t.Before(since) {
 			since = t
 		}
 	}

@@ -56,7 +56,7 @@ func (d Duration) times(n int) Duration {
 	return Duration{d.Years * n, d.Months * n, d.Days * n, d.Hours * n}
 }
 
-// before gives the time that lies so long before t, by the calendar of t's location.
-func (d Duration) before(t time.Time) time.Time {
+// Before gives the time that lies so long before t, by the calendar of t's location.
+func (d Duration) Before(t time.Time) time.Time {
 	return t.AddDate(-d.Years, -d.Months, -d.Days).Add(-time.Duration(d.Hours) * time.Hour)
 }

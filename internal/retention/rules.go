@@ -78,7 +78,7 @@ func (d *decider) keepWithin(order []int) {
 	if d.policy.Within.IsZero() {
 		return
 	}
-	since := d.policy.Within.before(d.latest(order).In(d.now.Location()))
+	since := d.policy.Within.Before(d.latest(order).In(d.now.Location()))
 	for _, i := range order {
 		if d.points[i].Time.After(since) {
 			d.keep(i, "within "+d.policy.Within.String())

@@ -40,6 +40,9 @@ type Point struct {
 	ClusterSize  int64           `json:"cluster_size,omitempty"`
 	Pinned       bool            `json:"pinned,omitempty"`
 	PinComment   string          `json:"pin_comment,omitempty"`
+	// VerifiedAt is when the point was last verified as a whole, nil if it never was; Verdict is what was found.
+	VerifiedAt *time.Time   `json:"verified,omitempty"`
+	Verdict    repo.Verdict `json:"verdict,omitempty"`
 }
 
 // Describe gives the read model of one point.
@@ -92,7 +95,7 @@ func Read(r *repo.Repository, names []string) ([]Image, error) {
 		for _, p := range points {
 			image.Points = append(image.Points, Describe(p))
 		}
-		if err := image.addNotes(f); err != nil {
+		if err := image.addNotes(f, points); err != nil {
 			return nil, err
 		}
 		images = append(images, image)
@@ -108,13 +111,19 @@ func Read(r *repo.Repository, names []string) ([]Image, error) {
 }
 
 // addNotes adds what is noted beside the points.
-func (i *Image) addNotes(f *repo.Folder) error {
+func (i *Image) addNotes(f *repo.Folder, points []*repo.Point) error {
 	since, gone, err := f.Gone()
 	if err != nil {
 		return err
 	}
 	if gone {
 		i.GoneSince = &since
+	}
+	for name, v := range f.Verified(points) {
+		p := &i.Points[slices.IndexFunc(i.Points, func(p Point) bool { return p.Point == name })]
+		if p.Verdict = v.Verdict; !v.Time.IsZero() {
+			p.VerifiedAt = &v.Time
+		}
 	}
 	pins, err := f.Pins()
 	if err != nil {
