@@ -3,6 +3,7 @@ package crash
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -15,13 +16,27 @@ import (
 
 // TestKillFoldAtRandom kills prunes of many points at moments spread evenly over the time that an undisturbed one takes, each
 // one where the last was killed, until one gets to its end; in copies of a repository, every other of which shares its files.
-func TestKillFoldAtRandom(t *testing.T) {
+func TestKillFoldAtRandom(t *testing.T) { killFoldsAtRandom(t, "") }
+
+// TestKillFoldByCloneAtRandom does the same where files share extents: those of a copy share them with the original's.
+func TestKillFoldByCloneAtRandom(t *testing.T) { killFoldsAtRandom(t, mountXFS(t)) }
+
+// newHistory makes a repository below root with so many points that a prune has five folds to do, into either file.
+func newHistory(t *testing.T, root string) *scene {
+	t.Helper()
 	s := newScene(t, cephtest.Require(t).Pool(t), "vm", 24<<20, overwrite(randomFile(t), 8<<20)...)
+	s.moveTo(t, root)
 	for i := range 6 {
 		s.checkNext(t)
 		s.write(t, overwrite(randomFile(t), []int64{1 << 20, 7 << 20}[i%2])...)
 	}
 	s.checkNext(t)
+	return s
+}
+
+// killFoldsAtRandom has its repositories below root.
+func killFoldsAtRandom(t *testing.T, root string) {
+	s := newHistory(t, root)
 	before := s.content(t)
 	undisturbed := s.timeOfPrune(t)
 	moments := random(t)
@@ -38,7 +53,7 @@ func TestKillFoldAtRandom(t *testing.T) {
 					break
 				}
 				kills++
-				if _, err := os.Stat(filepath.Join(c.dir, c.image, ".state", "fold")); err == nil {
+				if c.isFolding() {
 					underWay++
 				}
 			}
@@ -53,6 +68,12 @@ func TestKillFoldAtRandom(t *testing.T) {
 	s.prune(t)
 	s.write(t, "write -P 7 1M 10k")
 	s.checkNext(t)
+}
+
+// isFolding says whether a fold is under way, or was cut short.
+func (s *scene) isFolding() bool {
+	_, err := os.Stat(filepath.Join(s.dir, s.image, ".state", "fold"))
+	return err == nil
 }
 
 // timeOfPrune says how long a prune takes.
@@ -70,9 +91,13 @@ func (s *scene) timeOfPrune(t *testing.T) time.Duration {
 }
 
 // checkAfterKill holds every point that a killed prune has left against what it was in the original; but for one that is being
-// removed, whose file is that of the next one.
+// removed, whose file is that of the next one. The oldest points go first.
 func (s *scene) checkAfterKill(t *testing.T, original *scene) {
 	t.Helper()
+	all, left := original.visiblePoints(t), s.visiblePoints(t)
+	if len(left) > len(all) || !slices.Equal(left, all[len(all)-len(left):]) {
+		t.Errorf("of points %v are left %v", all, left)
+	}
 	s.points = map[string]string{}
 	for _, point := range s.list(t) {
 		if point.State != repo.Removing {
@@ -101,7 +126,7 @@ func (s *scene) keepNewest(t *testing.T) {
 func (s *scene) inCopy(t *testing.T, shared bool) *scene {
 	t.Helper()
 	c := *s
-	c.dir = filepath.Join(t.TempDir(), "copy")
+	c.dir = filepath.Join(s.tempDir(t), "copy")
 	how := "-a"
 	if shared {
 		how = "-al"

@@ -1,10 +1,11 @@
 // Package crash kills and interrupts backups and prunes and looks at what they leave: at every named step of
-// internal/crashpoint, at random moments, inside a change of snapshots, and by signals.
+// internal/crashpoint, at random moments, inside a change of snapshots, and by signals. And it cuts the power of the disk that
+// prunes work on.
 //
 // Two environment variables change what "go test" does:
 //
-//	RBD2QCOW2_CRASH_ROUNDS  kills at random moments, each for full and for incremental backups and for prunes (5; a full
-//	                        run has 20, for prunes 100); twice as many interruptions
+//	RBD2QCOW2_CRASH_ROUNDS  kills at random moments, each for full and for incremental backups and for prunes, and power cuts
+//	                        on each file system (5; a full run has 20, for prunes 100); twice as many interruptions
 //	RBD2QCOW2_CRASH_SEED    the seed of those moments, as a failed run has printed it
 package crash
 

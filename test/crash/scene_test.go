@@ -24,6 +24,7 @@ type scene struct {
 	pool    *cephtest.Pool
 	image   string
 	dir     string            // repository
+	root    string            // where it and its copies lie, a file system of its own; "": anywhere
 	foreign []uint64          // ids of foreignSnapshots
 	current string            // raw copy of the image as it is
 	points  map[string]string // every point seen: raw copy of the image as it was then
@@ -42,6 +43,37 @@ func newScene(t *testing.T, pool *cephtest.Pool, image string, size int64, comma
 		s.foreign = append(s.foreign, snapshot.ID)
 	}
 	return s
+}
+
+// moveTo gives a scene without points an empty repository somewhere else, unless root is "".
+func (s *scene) moveTo(t *testing.T, root string) {
+	t.Helper()
+	if root == "" {
+		return
+	}
+	s.root = root
+	s.dir = filepath.Join(s.tempDir(t), "repository")
+	if r := program.Run(t, "init", s.dir); r.Code != 0 {
+		t.Fatalf("init: exit status %d\n%s", r.Code, r.Stderr)
+	}
+}
+
+// tempDir makes a folder on the file system of the repository, which goes at the end of the test.
+func (s *scene) tempDir(t *testing.T) string {
+	t.Helper()
+	if s.root == "" {
+		return t.TempDir()
+	}
+	dir, err := os.MkdirTemp(s.root, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
 }
 
 // write changes the image by commands of qemu-io and remembers the outcome.
