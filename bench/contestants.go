@@ -38,7 +38,7 @@ func (l *lab) backupCommand(repository, image string, options ...string) []strin
 }
 
 // ourFull backs up an image into a new repository.
-func (l *lab) ourFull(name, image, compression string) contestant {
+func (l *lab) ourFull(name, image, compression string, more ...string) contestant {
 	repository := filepath.Join(l.target, "full")
 	remove := func(context.Context) error { return os.RemoveAll(repository) }
 	return contestant{
@@ -47,7 +47,7 @@ func (l *lab) ourFull(name, image, compression string) contestant {
 			// The snapshot belongs to the repository of the run before.
 			return errors.Join(l.do(ctx, "rbd", "snap", "purge", "--no-progress", rbdImage(image)), l.do(ctx, l.program, "init", repository))
 		},
-		command: func() []string { return l.backupCommand(repository, image, "--compress", compression) },
+		command: func() []string { return l.backupCommand(repository, image, append(more, "--compress", compression)...) },
 		file:    func() (string, error) { return newest(repository, image) },
 		after:   remove,
 	}

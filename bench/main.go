@@ -64,6 +64,7 @@ func parts() []part {
 		{"restore", "restores of compressed chains of 1, 10 and 100 points", (*lab).restore},
 		{"fold", "removals of the oldest point, beside flattening and rebasing", (*lab).fold},
 		{"verify", "a point proved, beside sha256sum and qemu-img check and compare", (*lab).verify},
+		{"digests", "full backups whose digests are made with a key", (*lab).digests},
 		{"latency", "full and incremental, each operation 2 and 10 ms longer", (*lab).latency},
 	}
 }

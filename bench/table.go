@@ -43,7 +43,7 @@ func changeTarget(work string, limit float64, k key, value func(run) float64) ta
 }
 
 func (l *lab) targets() []target {
-	return slices.Concat(l.backupTargets(), l.restoreTargets(), l.foldTargets(), l.verifyTargets())
+	return slices.Concat(l.backupTargets(), l.restoreTargets(), l.foldTargets(), l.verifyTargets(), l.digestTargets())
 }
 
 func (l *lab) backupTargets() []target {

@@ -36,6 +36,8 @@ func (w *Writer) checkChunk(c *Chunk) error {
 	switch {
 	case c.clusterSize != w.o.ClusterSize || int64(len(c.clusters))*c.clusterSize != int64(len(c.Data)):
 		return fmt.Errorf("append chunk at %d: %d bytes are not encoded as clusters of %d", c.Offset, len(c.Data), w.o.ClusterSize)
+	case !c.key.is(w.o.Key):
+		return fmt.Errorf("append chunk at %d: its digests were not made with the file's key", c.Offset)
 	case c.codec != nil && (w.o.Codec == nil || c.codec.Type() != w.o.Codec.Type()):
 		return fmt.Errorf("append chunk at %d: encoded as %s, which the file is not", c.Offset, c.codec.Type())
 	}

@@ -156,7 +156,7 @@ func (w *dataWorker) compare(j *dataJob, b, digests []byte, host Range, guest in
 	switch {
 	case j.digests == nil:
 		j.stats.ReadBytes += n
-	case digestOf(b) == Digest(digests[:DigestSize]):
+	case w.im.key.digest(b) == Digest(digests[:DigestSize]):
 		j.stats.VerifiedBytes += n
 	default:
 		j.add(w.damage(host, guest, "other content than was stored"))

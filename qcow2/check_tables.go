@@ -3,6 +3,7 @@ package qcow2
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"slices"
 )
@@ -105,12 +106,10 @@ func (c *checker) dropTwins(table []uint64) {
 
 // checkDirectory finds out whether the file has a digest directory that can be believed.
 func (c *checker) checkDirectory(ctx context.Context, r *Record) error {
-	switch r.Digests {
-	case NoDigest:
-		return nil
-	case XXH3:
-	default:
-		c.unknown = append(c.unknown, &UnsupportedError{fmt.Sprintf("digest algorithm %d", r.Digests)})
+	if err := c.im.checkDigests(r); err != nil {
+		if !errors.Is(err, ErrNoDigests) {
+			c.unknown = append(c.unknown, err)
+		}
 		return nil
 	}
 	if err := c.im.verifyDirectory(ctx, r); err != nil {

@@ -1,18 +1,12 @@
 package qcow2
 
-import (
-	"encoding/binary"
-
-	"github.com/zeebo/xxh3"
-)
+import "encoding/binary"
 
 // DigestSize is the length of a digest in bytes.
 const DigestSize = 16
 
 // Digest identifies the guest-visible content of one cluster; what lies beyond the end of the disk counts as zeroes.
 type Digest [DigestSize]byte
-
-func digestOf(b []byte) Digest { return xxh3.Hash128(b).Bytes() }
 
 // For each L2 table a file carries a digest block: the hash of the table's logical content (one Kind per entry, so
 // that it does not depend on where in the file data lies), then the digests of its Data clusters in guest order.

@@ -21,6 +21,7 @@ type Chunk struct {
 	packed      []byte // the compressed clusters, one behind the other
 	clusterSize int64  // that it was encoded for
 	codec       Codec  // that it was encoded with
+	key         *DigestKey
 }
 
 // Range is a run of guest bytes.
@@ -44,6 +45,7 @@ type ChunkEncoder struct {
 	codec   Codec   // nil: no compression
 	encoder Encoder // of codec
 	zeros   []byte
+	key     *DigestKey // of the digests
 }
 
 // NewChunkEncoder makes an encoder for files whose WriterOptions have the same codec; nil stores data as it is.
@@ -57,6 +59,9 @@ func NewChunkEncoder(codec Codec) (*ChunkEncoder, error) {
 	return e, err
 }
 
+// UseKey makes the encoder one for files whose WriterOptions have this key.
+func (e *ChunkEncoder) UseKey(key *DigestKey) { e.key = key }
+
 // Encode prepares c for Writer.Append on a file with clusters of clusterSize bytes.
 func (e *ChunkEncoder) Encode(c *Chunk, clusterSize int64) error {
 	size := int(clusterSize)
@@ -66,7 +71,7 @@ func (e *ChunkEncoder) Encode(c *Chunk, clusterSize int64) error {
 	if err := c.checkGaps(clusterSize); err != nil {
 		return fmt.Errorf("encode chunk at %d: %w", c.Offset, err)
 	}
-	c.clusterSize, c.codec = clusterSize, e.codec
+	c.clusterSize, c.codec, c.key = clusterSize, e.codec, e.key
 	c.clusters = c.clusters[:0]
 	c.packed = c.packed[:0]
 	if e.codec != nil {
@@ -118,7 +123,7 @@ func (e *ChunkEncoder) encodeCluster(c *Chunk, data []byte) (encodedCluster, err
 	if e.isZero(data) {
 		return encodedCluster{kind: Zero}, nil
 	}
-	cluster := encodedCluster{kind: Data, digest: digestOf(data)}
+	cluster := encodedCluster{kind: Data, digest: e.key.digest(data)}
 	if e.codec == nil {
 		return cluster, nil
 	}

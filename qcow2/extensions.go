@@ -77,7 +77,11 @@ func (h *Header) readExtension(in *bufio.Reader, kind uint32, n int64) error {
 // checkHash compares the header with the hash that the record has of it.
 func (h *Header) checkHash(r io.ReaderAt) error {
 	changed := corrupt("header", 0, "its hash is another: it was damaged, or changed by another program")
-	if h.recordOffset+recordLength > sectorSize {
+	length := int64(recordLength)
+	if h.Record.Digests == BLAKE3 {
+		length = keyedRecordLength
+	}
+	if h.recordOffset+length > sectorSize {
 		h.RecordError = changed
 		return nil
 	}

@@ -21,7 +21,7 @@ func (w *Writer) Finish(identity []byte) (err error) {
 	if err := w.writeTables(); err != nil {
 		return fmt.Errorf("write tables: %w", err)
 	}
-	r, err := w.trailer.write(w.f, w.alloc.next<<w.header.ClusterBits, identity, XXH3)
+	r, err := w.trailer.write(w.f, w.alloc.next<<w.header.ClusterBits, identity, w.o.Key.algorithm())
 	if err != nil {
 		return fmt.Errorf("write identity and digests: %w", err)
 	}

@@ -176,7 +176,8 @@ func newFold(ctx context.Context, file FoldFile, child *Image, o FoldOptions, in
 	f.packer.clusterBits = h.ClusterBits
 	f.out.f = f.f
 	f.buf = make([]byte, min(h.ClusterSize(), 64<<10))
-	f.trailer.blocks = newSpool(o.Scratch)
+	f.trailer = trailer{blocks: newSpool(o.Scratch), key: f.target.key}
+	f.header.key = f.target.key
 	return f, f.makeEncoders()
 }
 
@@ -190,6 +191,9 @@ func (f *fold) check(ctx context.Context) error {
 	}
 	if err := errors.Join(f.target.checkProves(), f.other.checkProves()); err != nil {
 		return err
+	}
+	if f.proved && !f.target.key.is(f.other.key) {
+		return &UnsupportedError{"digests of two keys, or with a key and without, in a fold"}
 	}
 	if f.o.Codec != nil && f.o.Codec.Type() != f.target.header.Compression {
 		return fmt.Errorf("codec of type %s for a file of type %s", f.o.Codec.Type(), f.target.header.Compression)

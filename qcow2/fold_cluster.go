@@ -28,6 +28,7 @@ func (f *fold) makeEncoders() error {
 		if err != nil {
 			return err
 		}
+		e.UseKey(f.target.key)
 		f.encoders = append(f.encoders, e)
 	}
 	return nil
@@ -106,7 +107,7 @@ func (f *fold) prepare(j *foldJob, e *ChunkEncoder) error {
 			j.blob = packed
 		}
 		if packed == nil || f.other.header.Compression == f.header.Compression && int64(len(packed)) < size {
-			j.result = encodedCluster{kind: Data, packed: packed, digest: digestOf(data)}
+			j.result = encodedCluster{kind: Data, packed: packed, digest: f.trailer.key.digest(data)}
 			return nil
 		}
 	} else {

@@ -47,9 +47,9 @@ func (f *fold) finish(ctx context.Context) error {
 	if err := f.writeTables(ctx); err != nil {
 		return err
 	}
-	algorithm := XXH3
+	algorithm := f.trailer.key.algorithm()
 	if !f.proved {
-		algorithm, f.trailer.directory = NoDigest, nil
+		algorithm, f.header.key, f.trailer.directory = NoDigest, nil, nil
 		if err := f.trailer.blocks.close(); err != nil {
 			return err
 		}

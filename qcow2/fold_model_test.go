@@ -52,6 +52,7 @@ type foldPoint struct {
 type foldChain struct {
 	points  []*foldPoint
 	noPunch bool // as on a file system that can't
+	key     *qcow2.DigestKey
 }
 
 func (c *foldChain) find(name string) int {
@@ -69,7 +70,7 @@ func (c *foldChain) open(i int, prove bool) (*qcow2.Image, error) {
 }
 
 func (c *foldChain) openFile(f *ramFile, prove bool) (*qcow2.Image, error) {
-	return qcow2.Open(f, int64(len(f.b)), qcow2.OpenOptions{Prove: prove, Backing: func(name, format string) (*qcow2.Image, error) {
+	return qcow2.Open(f, int64(len(f.b)), qcow2.OpenOptions{Prove: prove, Key: c.key, Backing: func(name, format string) (*qcow2.Image, error) {
 		i := c.find(name)
 		if i < 0 || format != "qcow2" {
 			return nil, fmt.Errorf("%w: %q of format %q", os.ErrNotExist, name, format)
@@ -81,7 +82,8 @@ func (c *foldChain) openFile(f *ramFile, prove bool) (*qcow2.Image, error) {
 // add puts one more point with random changes on top.
 func (c *foldChain) add(t *testing.T, r *rand.Rand, l layer) {
 	t.Helper()
-	o := qcow2.WriterOptions{Size: l.size, ClusterSize: l.cluster, Codec: l.codec}
+	o := qcow2.WriterOptions{Size: l.size, ClusterSize: l.cluster, Codec: l.codec, Key: c.key}
+	l.key = c.key
 	rounded := (l.size + 511) / 512 * 512
 	want := make([]byte, (rounded+l.cluster-1)/l.cluster*l.cluster)
 	n := len(c.points)
@@ -258,6 +260,9 @@ func TestFoldModel(t *testing.T) {
 			t.Parallel()
 			r := newRand(seed)
 			c := foldChain{noPunch: r.IntN(2) == 0}
+			if seed%4 == 0 {
+				c.key = newKey(t, 1)
+			}
 			var story []string
 			defer func() {
 				if t.Failed() {

@@ -81,7 +81,8 @@ type Header struct {
 	backingLength       int64
 	recordOffset        int64
 	headerAndExtensions int
-	bitmaps             bool // it has the bitmaps extension
+	bitmaps             bool       // it has the bitmaps extension
+	key                 *DigestKey // that it is sealed with when it is written; nil for none
 }
 
 // ClusterSize is the size of a cluster in bytes.
@@ -143,11 +144,11 @@ func (h *Header) encodeSector() []byte {
 	}
 	record := len(b) + extensionHead
 	if h.Record != nil {
-		b = appendExtension(b, extensionRecord, h.Record.encode())
+		b = appendExtension(b, extensionRecord, h.Record.encode(h.key))
 	}
 	b = appendExtension(b, extensionEnd, nil)[:sectorSize]
 	if h.Record != nil {
-		seal(b, record, h.BackingFile)
+		seal(b, record, h.BackingFile, h.key)
 	}
 	return b
 }

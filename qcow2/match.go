@@ -32,7 +32,7 @@ func (im *Image) matchCluster(p []byte, guest int64) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	if want, ok := block.digest(guest % h.l2Span() / h.ClusterSize()); !ok || digestOf(p) != want {
+	if want, ok := block.digest(guest % h.l2Span() / h.ClusterSize()); !ok || im.key.digest(p) != want {
 		return 0, nil
 	}
 	return -1, nil

@@ -20,6 +20,8 @@ type OpenOptions struct {
 	// Prove compares all that is read of the file with its digests, where it has them: see Image.Proved. A cluster is
 	// read as a whole for that. Data or tables that are not as they were written are a *CorruptError.
 	Prove bool
+	// Key is needed to prove files whose digests were made with one; of no meaning for others. What Prove can't do without is a *KeyError.
+	Key *DigestKey
 	// Alone leaves the backing file where it is, for those who ask about this file only: where it has nothing, the image is
 	// said to have nothing. Backing is not called.
 	Alone bool
@@ -37,6 +39,8 @@ type Image struct {
 	idle       chan *inflater
 	shared     *shared
 	proof      *proof // nil: what is read is not compared with digests
+	given      *DigestKey
+	key        *DigestKey // the one given, if the file's digests were made with it
 }
 
 var _ io.ReaderAt = (*Image)(nil)
@@ -66,6 +70,9 @@ func Open(r io.ReaderAt, fileLength int64, o OpenOptions) (*Image, error) {
 		return nil, &UnsupportedError{h.Compression.String()}
 	}
 	if im.idle, err = im.shared.idle(im.codec); err != nil {
+		return nil, err
+	}
+	if err := im.useKey(o.Key); err != nil {
 		return nil, err
 	}
 	if o.Prove {

@@ -28,9 +28,11 @@ func newProof(im *Image) (*proof, error) {
 		return nil, nil
 	case err != nil:
 		return nil, err
-	case r.Digests != XXH3:
-		return nil, &UnsupportedError{fmt.Sprintf("digest algorithm %d", r.Digests)}
-	case r.FileLength > im.fileLength:
+	}
+	if err := im.checkDigests(r); err != nil {
+		return nil, err
+	}
+	if r.FileLength > im.fileLength {
 		return nil, corrupt("file", im.fileLength, "ends here instead of at %d", r.FileLength)
 	}
 	return &proof{im: im, record: r}, nil
@@ -58,7 +60,7 @@ func (p *proof) clusters(b []byte, guest int64) error {
 			return err
 		}
 		want, ok := block.digest(guest % h.l2Span() / h.ClusterSize())
-		if !ok || digestOf(b[:h.ClusterSize()]) != want {
+		if !ok || p.im.key.digest(b[:h.ClusterSize()]) != want {
 			return corrupt("cluster", guest, "%d bytes: other content than was stored", h.ClusterSize())
 		}
 		b = b[h.ClusterSize():]

@@ -17,15 +17,18 @@ type DigestAlgorithm uint8
 const (
 	NoDigest DigestAlgorithm = 0
 	XXH3     DigestAlgorithm = 1 // XXH3-128, canonical (big-endian) form
+	BLAKE3   DigestAlgorithm = 2 // BLAKE3 with a key, cut to 16 bytes
 )
 
 const (
-	recordMagic   = "RBD2QCOW"
-	recordVersion = 1
-	recordLength  = 144
+	recordMagic = "RBD2QCOW"
+	// Where digests need no key, and where they do.
+	recordVersion, recordLength           = 1, 144
+	keyedRecordVersion, keyedRecordLength = 2, 160
 	// The record's own last fields.
 	recordHeaderHash = 120
 	recordChecksum   = 136
+	recordKeyedHash  = 144
 )
 
 // Record is the content of our header extension: where in the file the identity and the digest directory lie, and
@@ -33,6 +36,7 @@ const (
 // a refcount, where no check complains and the first write of a guest that allocates a cluster destroys them.
 type Record struct {
 	Digests         DigestAlgorithm
+	KeyID           KeyID // of BLAKE3
 	IdentityOffset  int64
 	IdentityLength  int64
 	IdentitySHA256  [sha256.Size]byte
@@ -42,13 +46,18 @@ type Record struct {
 	FileLength      int64 // length of the whole file
 }
 
-// encode gives the record with nothing in its last two fields: see seal.
-func (r *Record) encode() []byte {
-	b := make([]byte, 0, recordLength)
+// encode gives the record with nothing in its last fields: see seal.
+func (r *Record) encode(key *DigestKey) []byte {
+	version, length, id := uint16(recordVersion), recordLength, KeyID{}
+	if key != nil {
+		version, length, id = keyedRecordVersion, keyedRecordLength, key.id
+	}
+	b := make([]byte, 0, length)
 	be := binary.BigEndian
 	b = append(b, recordMagic...)
-	b = be.AppendUint16(b, recordVersion)
-	b = append(b, byte(r.Digests), 0, 0, 0, 0, 0)
+	b = be.AppendUint16(b, version)
+	b = append(b, byte(r.Digests), 0)
+	b = append(b, id[:]...)
 	b = be.AppendUint64(b, uint64(r.IdentityOffset))
 	b = be.AppendUint64(b, uint64(r.IdentityLength))
 	b = append(b, r.IdentitySHA256[:]...)
@@ -56,24 +65,36 @@ func (r *Record) encode() []byte {
 	b = be.AppendUint64(b, uint64(r.DirectoryLength))
 	b = append(b, r.DirectorySHA256[:]...)
 	b = be.AppendUint64(b, uint64(r.FileLength))
-	return b[:recordLength]
+	return b[:length]
 }
 
 // seal completes the record at the offset at of a file's first sector: by the hash of that sector and the backing file
-// name, which lies elsewhere, and by a checksum of the record itself, so that damage of the two is told apart.
-func seal(sector []byte, at int, backingFile string) {
+// name, which lies elsewhere, and by a checksum of the record itself, so that damage of the two is told apart; with a key
+// first by a hash that needs it.
+func seal(sector []byte, at int, backingFile string, key *DigestKey) {
+	if key != nil {
+		mac := keyedHash(sector, at, backingFile, key)
+		copy(sector[at+recordKeyedHash:], mac[:])
+	}
 	record := sector[at:][:recordLength]
 	hash := headerHash(sector, at, backingFile)
 	copy(record[recordHeaderHash:], hash[:])
 	binary.BigEndian.PutUint64(record[recordChecksum:], xxh3.Hash(record[:recordChecksum]))
 }
 
-// headerHash is the hash of the first sector, the last two fields of the record at the offset at taken as zero, and
-// of the backing file name.
+// headerHash is the hash of the first sector, it itself and the checksum behind it taken as zero, and of the backing file name.
 func headerHash(sector []byte, at int, backingFile string) Digest {
 	b := append(bytes.Clone(sector), backingFile...)
 	clear(b[at+recordHeaderHash : at+recordLength])
-	return digestOf(b)
+	return xxh3.Hash128(b).Bytes()
+}
+
+// keyedHash is that of the same with a key, itself taken as zero too. As the record has the hashes of all else in the file, who
+// has not the key can change nothing.
+func keyedHash(sector []byte, at int, backingFile string, key *DigestKey) Digest {
+	b := append(bytes.Clone(sector), backingFile...)
+	clear(b[at+recordHeaderHash : at+keyedRecordLength])
+	return key.digest(b)
 }
 
 // decodeRecord is the inverse of encode and seal, but for the hash of the header. A later version may be longer, but
@@ -86,11 +107,16 @@ func decodeRecord(b []byte) (*Record, error) {
 	if be.Uint64(b[recordChecksum:]) != xxh3.Hash(b[:recordChecksum]) {
 		return nil, corrupt("record", 0, "wrong checksum")
 	}
-	if v := be.Uint16(b[8:]); v != recordVersion {
+	length := recordLength
+	switch v := be.Uint16(b[8:]); v {
+	case recordVersion:
+	case keyedRecordVersion:
+		length = keyedRecordLength
+	default:
 		return nil, &UnsupportedError{fmt.Sprintf("record of version %d", v)}
 	}
-	if len(b) != recordLength {
-		return nil, corrupt("record", 0, "%d bytes instead of %d", len(b), recordLength)
+	if keyed := DigestAlgorithm(b[10]) == BLAKE3; len(b) != length || keyed != (length == keyedRecordLength) {
+		return nil, corrupt("record", 0, "%d bytes with digest algorithm %d", len(b), b[10])
 	}
 	r := &Record{
 		Digests:         DigestAlgorithm(b[10]),
@@ -100,6 +126,7 @@ func decodeRecord(b []byte) (*Record, error) {
 		DirectoryLength: int64(be.Uint64(b[72:])),
 		FileLength:      int64(be.Uint64(b[112:])),
 	}
+	copy(r.KeyID[:], b[12:])
 	copy(r.IdentitySHA256[:], b[32:])
 	copy(r.DirectorySHA256[:], b[80:])
 	return r, nil

@@ -11,18 +11,19 @@ import (
 type trailer struct {
 	directory []directoryEntry // in the order of L1 indexes
 	blocks    *spool           // those of the directory that are queued, one behind the other
+	key       *DigestKey
 }
 
 // add queues the digest block of an L2 table. kinds has one Kind per entry; block is room for the hash of them, and the
 // digests of the table's Data clusters. Neither is kept.
 func (t *trailer) add(index int64, kinds, block []byte) error {
-	hash := digestOf(kinds)
+	hash := t.key.digest(kinds)
 	copy(block, hash[:])
 	t.directory = append(t.directory, directoryEntry{
 		l1Index: uint32(index),
 		count:   uint32(len(block)/DigestSize - 1),
 		offset:  t.blocks.length,
-		hash:    digestOf(block),
+		hash:    t.key.digest(block),
 		queued:  true,
 	})
 	if _, err := t.blocks.Write(block); err != nil {

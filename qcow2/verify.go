@@ -52,18 +52,16 @@ func (im *Image) Identity() ([]byte, error) {
 // VerifyDigests compares this file, not those below it, with its digests: that it has not become shorter, the directory,
 // the digest blocks, which clusters each L2 table holds, and the content of each of them, on all processors. It stops at the
 // first difference, which is a *CorruptError with the guest offset; other errors are ErrNoRecord, ErrNoDigests,
-// Header.RecordError, *UnsupportedError, ctx's, or those of the file's reader. Check goes on, and tells of each.
+// Header.RecordError, *KeyError, *UnsupportedError, ctx's, or those of the file's reader. Check goes on, and tells of each.
 func (im *Image) VerifyDigests(ctx context.Context) error {
 	r, err := im.record()
 	if err != nil {
 		return err
 	}
-	switch {
-	case r.Digests == NoDigest:
-		return ErrNoDigests
-	case r.Digests != XXH3:
-		return &UnsupportedError{fmt.Sprintf("digest algorithm %d", r.Digests)}
-	case r.FileLength > im.fileLength:
+	if err := im.checkDigests(r); err != nil {
+		return err
+	}
+	if r.FileLength > im.fileLength {
 		return corrupt("file", im.fileLength, "ends here instead of at %d", r.FileLength)
 	}
 	if err := im.verifyDirectory(ctx, r); err != nil {
@@ -118,14 +116,14 @@ func (im *Image) verifyBlock(d *directoryEntry, table int64, bad func(Finding) e
 	} else if err != nil {
 		return nil, nil, fmt.Errorf("read digest block: %w", err)
 	}
-	if digestOf(block) != d.hash {
+	if im.key.digest(block) != d.hash {
 		return nil, nil, corrupt("digest block", guest, "wrong hash")
 	}
 	kinds, count, err := im.tableKinds(table, guest, bad)
 	if err != nil {
 		return nil, nil, err
 	}
-	if digestOf(kinds) != Digest(block[:DigestSize]) || count != int(d.count) {
+	if im.key.digest(kinds) != Digest(block[:DigestSize]) || count != int(d.count) {
 		return nil, nil, corrupt("L2 table", guest, "up to %d: other clusters are stored than were", guest+im.header.l2Span())
 	}
 	return block[DigestSize:], kinds, nil

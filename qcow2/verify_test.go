@@ -47,6 +47,7 @@ func writeFile(t testing.TB, o qcow2.WriterOptions, content []byte, identity str
 	if err != nil {
 		t.Fatal(err)
 	}
+	encoder.UseKey(o.Key)
 	size := w.ClusterSize()
 	padded := make([]byte, (o.Size+size-1)/size*size)
 	copy(padded, content)

@@ -15,11 +15,12 @@ type File interface {
 
 // WriterOptions describes the file to write. Only Size is needed.
 type WriterOptions struct {
-	Size          int64  // virtual size in bytes; rounded up to 512
-	ClusterSize   int64  // bytes, a power of two from 512 to 2 MiB; 0: 64 KiB, or more where the disk needs it
-	BackingFile   string // as it shall stand in the file; "" for none
-	BackingFormat string // "qcow2" if empty
-	Codec         Codec  // nil: data is stored as it is
+	Size          int64      // virtual size in bytes; rounded up to 512
+	ClusterSize   int64      // bytes, a power of two from 512 to 2 MiB; 0: 64 KiB, or more where the disk needs it
+	BackingFile   string     // as it shall stand in the file; "" for none
+	BackingFormat string     // "qcow2" if empty
+	Codec         Codec      // nil: data is stored as it is
+	Key           *DigestKey // of the digests; nil: they find damage, but no change on purpose
 	// BackingMayHoldData says whether any of n guest bytes from off may read as other than zero in the backing file.
 	// Where they can't, zeroes need no cluster. nil: they may, wherever there is a backing file.
 	BackingMayHoldData func(off, n int64) (bool, error)
@@ -102,8 +103,9 @@ func NewWriter(f File, o WriterOptions) (*Writer, error) {
 		block:   make([]byte, DigestSize),
 		kinds:   make([]byte, o.ClusterSize/8),
 		buf:     make([]byte, min(o.ClusterSize, 64<<10)),
-		trailer: trailer{blocks: newSpool(o.Scratch)},
+		trailer: trailer{blocks: newSpool(o.Scratch), key: o.Key},
 	}
+	w.header.key = o.Key
 	if o.BackingFile != "" {
 		w.header.backingOffset = backingNameHome
 	}

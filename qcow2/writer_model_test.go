@@ -21,6 +21,7 @@ type layer struct {
 	codec   qcow2.Codec
 	exact   bool // tell the Writer where the backing file holds data
 	sparse  bool // most of it stays as it was
+	key     *qcow2.DigestKey
 }
 
 func (l layer) String() string {
@@ -96,6 +97,7 @@ func scribbleWriter(t *testing.T, r *rand.Rand, w *qcow2.Writer, l layer, want [
 	if err != nil {
 		t.Fatal(err)
 	}
+	encoder.UseKey(l.key)
 	var c qcow2.Chunk
 	for off := int64(0); off < int64(len(want)); {
 		n := min((1+r.Int64N(12))*l.cluster, int64(len(want))-off)

@@ -32,6 +32,9 @@ func (j *job) chooseBase(ctx context.Context) (b *base, reason string, err error
 	case newest.State == repo.Damaged:
 		return nil, fmt.Sprintf("newest point %s is damaged: %v", newest.Name, newest.Err), unreadable(newest.Err)
 	}
+	if reason, err := otherKey(newest, j.Repo.DigestKey); reason != "" || err != nil {
+		return nil, reason, err
+	}
 	snapshotName := string(newest.Name)
 	if newest.State != repo.Foreign {
 		if reason := j.otherImage(newest.Identity); reason != "" {
@@ -85,6 +88,23 @@ func (j *job) otherImage(id *repo.Identity) string {
 			j.ref.ID, id.Point, id.Image.ID)
 	}
 	return ""
+}
+
+// otherKey says why the digests of a point and of those to come can't be in one chain, "" if they can. Without the key
+// there is no going on: a chain whose digests need none is not what was asked for when this one was begun.
+func otherKey(p *repo.Point, key *qcow2.DigestKey) (reason string, err error) {
+	r := p.Header.Record // nil for the Python tool's
+	keyed := r != nil && r.Digests == qcow2.BLAKE3
+	switch {
+	case keyed && key == nil:
+		return "", fmt.Errorf("newest point %s: %w: give it (--digest-key-file), or begin a chain that needs none (--full)",
+			p.Name, &qcow2.KeyError{Need: r.KeyID})
+	case keyed && r.KeyID != key.ID():
+		return fmt.Sprintf("digests of newest point %s were made with another key, %s", p.Name, r.KeyID), nil
+	case !keyed && key != nil:
+		return fmt.Sprintf("digests of newest point %s were made without the key", p.Name), nil
+	}
+	return "", nil
 }
 
 // adoptionSlack is how far the time of a snapshot of the Python tool may be from the time in its name.

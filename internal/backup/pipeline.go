@@ -63,7 +63,7 @@ type task struct {
 }
 
 // newEngine starts the goroutines; close ends them.
-func newEngine(o *Options) (*engine, error) {
+func newEngine(o *Options, key *qcow2.DigestKey) (*engine, error) {
 	chunks := o.Parallel + o.encoders() + 2
 	e := &engine{
 		toRead:   make(chan *task),
@@ -77,6 +77,7 @@ func newEngine(o *Options) (*engine, error) {
 		if err != nil {
 			return nil, fmt.Errorf("prepare compression: %w", err)
 		}
+		enc.UseKey(key)
 		encoders = append(encoders, enc)
 	}
 	for range chunks {

@@ -105,7 +105,7 @@ func randomExtents(r *rand.Rand, size, clusterSize int64) ([]extent.Extent, erro
 func TestEngine(t *testing.T) {
 	qemutest.Require(t, "qemu-img")
 	codec := qcow2.ZstdCodec(1)
-	e, err := newEngine(&Options{Parallel: 4, Compression: Compression{Name: "zstd", Codec: codec}})
+	e, err := newEngine(&Options{Parallel: 4, Compression: Compression{Name: "zstd", Codec: codec}}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

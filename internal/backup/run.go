@@ -53,7 +53,7 @@ func Run(ctx context.Context, env Env, o Options) (*Report, error) {
 		if err := env.Repo.Bind(ctx, r.source); err != nil {
 			return nil, err
 		}
-		if r.engine, err = newEngine(&o); err != nil {
+		if r.engine, err = newEngine(&o, env.Repo.DigestKey); err != nil {
 			return nil, err
 		}
 		defer r.engine.close()

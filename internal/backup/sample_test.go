@@ -98,7 +98,7 @@ func TestScatteredChanges(t *testing.T) {
 // copyFile writes a file as a backup does.
 func (s *sizing) copyFile(t *testing.T, src source, clusterSize int64, extents []extent.Extent) fileCost {
 	t.Helper()
-	e, err := newEngine(&Options{Parallel: 2, Compression: Compression{Codec: s.codec}})
+	e, err := newEngine(&Options{Parallel: 2, Compression: Compression{Codec: s.codec}}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

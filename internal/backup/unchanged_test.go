@@ -118,7 +118,7 @@ func check(e *engine, base *qcow2.Image, is []byte, extents []extent.Extent) (co
 }
 
 func testEngine(t *testing.T) *engine {
-	e, err := newEngine(&Options{Parallel: 2})
+	e, err := newEngine(&Options{Parallel: 2}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -54,6 +54,7 @@ func (j *job) fill(ctx context.Context, file *repo.Pending, src source, b *base,
 		Size:        id.Image.Size,
 		ClusterSize: id.ClusterSize,
 		Codec:       j.Compression.Codec,
+		Key:         j.Repo.DigestKey,
 		Scratch:     j.folder.Scratch,
 	}
 	if b != nil {

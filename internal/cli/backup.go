@@ -21,6 +21,7 @@ import (
 type backupFlags struct {
 	options     backup.Options
 	ceph        rbd.Config
+	repository  repositoryFlags
 	output      outputFlags
 	compression string
 	diff        string
@@ -70,6 +71,7 @@ pruned, the rest are done; 130 and 143 interrupted.`,
 	flags.BoolVar(&f.options.RemoveOldSnapshots, "remove-old-snapshots", false,
 		"also remove the snapshots, named by digits alone, that the Python tool left")
 	f.keep.add(flags)
+	f.repository.add(flags)
 	f.output.add(flags)
 	cephFlags(flags, &f.ceph)
 	return c
@@ -95,7 +97,7 @@ func (p *Program) backup(ctx context.Context, spec, dir string, f *backupFlags) 
 	if err := errors.Join(f.output.validate(), checkCeph(&f.ceph), o.Validate()); err != nil {
 		return usageError{err}
 	}
-	r, err := repo.OpenOrAdopt(dir)
+	r, err := f.repository.open(dir, repo.OpenOrAdopt)
 	if err != nil {
 		return err
 	}

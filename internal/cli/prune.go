@@ -18,10 +18,11 @@ import (
 
 // pruneFlags are the options of the command.
 type pruneFlags struct {
-	keep   keepFlags
-	gone   bool
-	dryRun bool
-	output outputFlags
+	keep       keepFlags
+	gone       bool
+	dryRun     bool
+	repository repositoryFlags
+	output     outputFlags
 }
 
 const pruneLong = `Remove the points of the repository DIR that no rule keeps, of all images or of those named. IMAGE may be
@@ -56,6 +57,7 @@ func (p *Program) pruneCommand() *cobra.Command {
 	flags.BoolVar(&f.gone, "gone", false, "also of images that are gone from their pool, which otherwise keep all their points")
 	flags.BoolVar(&f.dryRun, "dry-run", false,
 		"say what would be kept and removed, why, and about how much would be written and freed; change nothing")
+	f.repository.add(flags)
 	f.output.add(flags)
 	return c
 }
@@ -70,7 +72,7 @@ func (p *Program) prune(ctx context.Context, dir string, images []string, f *pru
 	if err := errors.Join(f.output.validate(), o.Validate()); err != nil {
 		return usageError{err}
 	}
-	r, err := repo.Open(dir)
+	r, err := f.repository.open(dir, repo.Open)
 	if err != nil {
 		return err
 	}

@@ -25,9 +25,10 @@ type restoreFlags struct {
 	overwrite   bool
 	digest      bool
 	force       bool
-	mustProve   bool // digest was asked for
+	mustProve   bool // digest, or a key, was given
 	parallel    int
 	rbd         rbdRestoreFlags
+	repository  repositoryFlags
 	output      outputFlags
 }
 
@@ -77,7 +78,7 @@ func (p *Program) restoreCommand() *cobra.Command {
   rbd2qcow2 restore /backup/rbd vm1 - | ssh host 'dd of=/dev/vg0/vm1 bs=4M'`,
 		Args: arguments(3, 3),
 		RunE: func(c *cobra.Command, args []string) error {
-			f.mustProve = f.digest && c.Flags().Changed("digest")
+			f.mustProve = f.digest && (c.Flags().Changed("digest") || f.repository.keyFile != "")
 			return p.restore(c.Context(), args[0], args[1], args[2], &f)
 		},
 	}
@@ -91,6 +92,7 @@ func (p *Program) restoreCommand() *cobra.Command {
 	flags.BoolVar(&f.digest, "digest", true,
 		"compare all that is read with its digests; given explicitly, refuse points of the Python tool, which have none")
 	flags.IntVar(&f.parallel, "parallel", 8, "keep `N` reads and writes in flight")
+	f.repository.add(flags)
 	f.output.add(flags)
 	return c
 }
@@ -99,7 +101,7 @@ func (p *Program) restore(ctx context.Context, dir, spec, target string, f *rest
 	if err := errors.Join(f.output.validate(), f.validate(target)); err != nil {
 		return err
 	}
-	r, err := repo.Open(dir)
+	r, err := f.repository.open(dir, repo.Open)
 	if err != nil {
 		return err
 	}
@@ -165,7 +167,7 @@ func openChain(ctx context.Context, folder *repo.Folder, point repo.PointName, f
 		return nil, errors.Join(fmt.Errorf("restore: %w: --force restores it all the same", err), chain.Close())
 	}
 	if unproved := chain.Unproved(); f.mustProve && len(unproved) > 0 {
-		err := fmt.Errorf("restore %s: --digest was given and it has no digests", unproved[0].Path())
+		err := fmt.Errorf("restore %s: it has %s", unproved[0].Path(), f.repository.missing())
 		return nil, errors.Join(err, chain.Close())
 	}
 	return chain, nil

@@ -17,11 +17,12 @@ import (
 
 // serveFlags are the options of the command.
 type serveFlags struct {
-	listen  string
-	token   string
-	tlsCert string
-	tlsKey  string
-	output  outputFlags
+	listen     string
+	token      string
+	tlsCert    string
+	tlsKey     string
+	repository repositoryFlags
+	output     outputFlags
 }
 
 func (p *Program) serveCommand() *cobra.Command {
@@ -53,6 +54,7 @@ The command runs until it is interrupted. Exit status: 1 it could not start; 2 u
 		"first part of every path: `TOKEN|auto`; auto makes one up, which can't be seen in the list of processes")
 	flags.StringVar(&f.tlsCert, "tls-cert", "", "`FILE` with the certificate, and those between it and its authority, as PEM")
 	flags.StringVar(&f.tlsKey, "tls-key", "", "`FILE` with the certificate's key, as PEM")
+	f.repository.add(flags)
 	f.output.add(flags)
 	return c
 }
@@ -61,7 +63,7 @@ func (p *Program) serve(ctx context.Context, dir string, f *serveFlags) error {
 	if err := f.validate(); err != nil {
 		return err
 	}
-	r, err := repo.Open(dir)
+	r, err := f.repository.open(dir, repo.Open)
 	if err != nil {
 		return err
 	}

@@ -20,12 +20,13 @@ import (
 
 // verifyFlags are the options of the command.
 type verifyFlags struct {
-	newerThan string
-	sample    string
-	maxTime   time.Duration
-	parallel  int
-	source    sourceFlags
-	output    outputFlags
+	newerThan  string
+	sample     string
+	maxTime    time.Duration
+	parallel   int
+	source     sourceFlags
+	repository repositoryFlags
+	output     outputFlags
 }
 
 const verifyLong = `Prove that points of the repository DIR can be restored, from what is in their files alone: all of them, those of
@@ -70,6 +71,7 @@ func (p *Program) verifyCommand() *cobra.Command {
 	flags.DurationVar(&f.maxTime, "max-time", 0, "end after about that `TIME` (90m, 2h)")
 	flags.IntVar(&f.parallel, "parallel", runtime.GOMAXPROCS(0), "read and hash with `N` goroutines")
 	f.source.add(flags)
+	f.repository.add(flags)
 	f.output.add(flags)
 	return c
 }
@@ -86,7 +88,7 @@ func (p *Program) verify(ctx context.Context, dir string, targets []string, f *v
 	if err := errors.Join(f.output.validate(), f.source.validate(), o.Validate()); err != nil {
 		return usageError{err}
 	}
-	r, err := repo.Open(dir)
+	r, err := f.repository.open(dir, repo.Open)
 	if err != nil {
 		return err
 	}

@@ -25,6 +25,7 @@ type Chain struct {
 	files  []*os.File
 	prove  bool
 	alone  bool
+	key    *qcow2.DigestKey
 	held   *PointLock // whose files are used, and not closed; may be nil
 	wait   time.Time  // until then files that are locked are waited for
 }
@@ -62,18 +63,27 @@ func (f *Folder) OpenAlone(ctx context.Context, name PointName) (*Chain, error) 
 	return (&Chain{prove: true, alone: true}).openAll(ctx, f, name)
 }
 
-// Unproved lists the points of a chain whose content nothing is known of to compare it with.
+// Unproved lists the points of a chain whose content nothing is known of to compare it with; where there is a key, also those
+// whose digests were made without one.
 func (c *Chain) Unproved() (points []*Point) {
 	for image, i := c.Image, 0; image != nil && i < len(c.Points); image, i = image.Backing(), i+1 {
-		if !image.Proved() {
+		if !image.Proved() || c.key != nil && !image.Keyed() {
 			points = append(points, c.Points[i])
 		}
 	}
 	return points
 }
 
+// CheckKey refuses points that a key was given for, but whose digests were made without it.
+func (c *Chain) CheckKey() error {
+	if unproved := c.Unproved(); c.key != nil && len(unproved) > 0 {
+		return fmt.Errorf("open point %s: its digests were not made with the key given", unproved[0].Path())
+	}
+	return nil
+}
+
 func (c *Chain) openAll(ctx context.Context, f *Folder, name PointName) (_ *Chain, err error) {
-	c.wait = time.Now().Add(lockWait)
+	c.wait, c.key = time.Now().Add(lockWait), f.key
 	if c.Image, err = c.open(ctx, f, name, nil); err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
@@ -150,7 +160,10 @@ func (c *Chain) file(ctx context.Context, f *Folder, name PointName) (*os.File, 
 type opener = func(name, format string) (*qcow2.Image, error)
 
 func (c *Chain) image(file *os.File, length int64, backing opener) (*qcow2.Image, error) {
-	img, err := qcow2.Open(file, length, qcow2.OpenOptions{Backing: backing, Prove: c.prove, Alone: c.alone})
+	img, err := qcow2.Open(file, length, qcow2.OpenOptions{Backing: backing, Prove: c.prove, Alone: c.alone, Key: c.key})
+	if errors.As(err, new(*qcow2.KeyError)) {
+		err = fmt.Errorf("%w (--digest-key-file)", err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", file.Name(), err)
 	}

@@ -20,11 +20,12 @@ const foreignBase = "empty.qcow2"
 type Folder struct {
 	Dir  string // path
 	Name string // last element of the path, and what its file names begin with
+	key  *qcow2.DigestKey
 }
 
 // Folder gives the folder of that name, whether it exists or not.
 func (r *Repository) Folder(name string) *Folder {
-	return &Folder{Dir: filepath.Join(r.Dir, name), Name: name}
+	return &Folder{Dir: filepath.Join(r.Dir, name), Name: name, key: r.DigestKey}
 }
 
 // Folders lists the folders in the order of their names.

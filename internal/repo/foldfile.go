@@ -199,7 +199,7 @@ func (p *Point) punchFree(ctx context.Context, file *os.File) {
 	if settle(file) != nil {
 		return
 	}
-	image, err := qcow2.Open(file, p.FileSize, qcow2.OpenOptions{Alone: true, Prove: true})
+	image, err := qcow2.Open(file, p.FileSize, qcow2.OpenOptions{Alone: true, Prove: true, Key: p.Folder.key})
 	if err == nil {
 		_ = image.PunchFree(ctx, puncher{file})
 	}

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rbd2qcow2/rbd2qcow2/internal/crashpoint"
+	"github.com/rbd2qcow2/rbd2qcow2/qcow2"
 )
 
 const (
@@ -44,8 +45,10 @@ type Source struct {
 
 // Repository is an open repository.
 type Repository struct {
-	Dir    string
-	marker marker
+	Dir string
+	// DigestKey is the key of the digests, for those points that have such, and for new ones; nil: none.
+	DigestKey *qcow2.DigestKey
+	marker    marker
 }
 
 // Init makes a repository of a new or empty directory. A mount point's lost+found does not count.

@@ -16,7 +16,7 @@ type Verdict string
 // The verdicts.
 const (
 	Proved       Verdict = "good"     // every byte that it holds is what was stored
-	Unproved     Verdict = "unproved" // sound, but without digests: the Python tool made it, or it has data of such a point
+	Unproved     Verdict = "unproved" // sound, but without digests: the Python tool made it, or it has data of such a point; or without keyed ones
 	FoundDamaged Verdict = "damaged"
 	FoundChanged Verdict = "changed" // other content, and another mtime: a program has written to it
 )

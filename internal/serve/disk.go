@@ -49,6 +49,9 @@ func (d *disk) open() (err error) {
 		}
 		return err
 	}
+	if err := d.chain.CheckKey(); err != nil {
+		return err
+	}
 	for _, p := range d.chain.Points {
 		info, err := os.Stat(p.Path())
 		if err != nil {

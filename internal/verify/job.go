@@ -68,7 +68,7 @@ func (j *job) verify(ctx context.Context, r *PointReport) error {
 		}
 		r.add(Damage{What: "file", Message: "can't be read: " + err.Error()})
 	}
-	r.Verdict = j.verdict(chain.Image, p, r)
+	r.Verdict = j.verdict(chain, p, r)
 	if err := p.CheckParent(); err != nil {
 		r.add(Damage{What: "parent", Message: err.Error()})
 		r.Verdict = repo.FoundDamaged
@@ -127,13 +127,13 @@ func (j *job) unopened(r *PointReport, err error) error {
 }
 
 // verdict tells damage from what another program has done: that leaves its mark on the mtime.
-func (j *job) verdict(image *qcow2.Image, p *repo.Point, r *PointReport) repo.Verdict {
+func (j *job) verdict(chain *repo.Chain, p *repo.Point, r *PointReport) repo.Verdict {
 	switch {
 	case len(r.Damages) > 0 && p.Touched():
 		return repo.FoundChanged
 	case len(r.Damages) > 0:
 		return repo.FoundDamaged
-	case !image.Proved():
+	case len(chain.Unproved()) > 0:
 		return repo.Unproved
 	}
 	return repo.Proved
