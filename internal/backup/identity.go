@@ -24,6 +24,7 @@ func (j *job) newIdentity(b *base, reason string) *repo.Identity {
 		Chain:       uuid.NewString(),
 		PointID:     uuid.NewString(),
 		Point:       repo.NextPointName(time.Now(), newest),
+		Folder:      j.folder.Name,
 		Changes:     repo.Changes{Method: "full", Reason: reason},
 		Compression: j.Compression.Name,
 	}

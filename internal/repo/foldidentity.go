@@ -70,7 +70,7 @@ func (j *fold) identity() ([]byte, error) {
 // that its snapshot is still asked.
 func (p *Point) foreignIdentity(program string) *Identity {
 	id := &Identity{
-		Program: program, Chain: uuid.NewString(), PointID: uuid.NewString(), Point: p.Name, Created: p.Name.Time(),
+		Program: program, Chain: uuid.NewString(), PointID: uuid.NewString(), Point: p.Name, Folder: p.Folder.Name, Created: p.Name.Time(),
 		Snapshot: Snapshot{Name: string(p.Name), Size: p.Header.Size}, OtherSnapshots: []Snapshot{},
 		Changes: Changes{Method: "foreign", Reason: "made by the Python tool"},
 	}

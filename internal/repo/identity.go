@@ -4,7 +4,9 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"slices"
 	"time"
 	"unicode/utf8"
 )
@@ -16,14 +18,15 @@ const identityFormat = 1
 // it, so that no file can take another's place in a chain. It changes only when the point below is folded into its file.
 type Identity struct {
 	Format     int       `json:"format"`
-	Program    string    `json:"program"`    // name and version of the program that made it
-	Repository string    `json:"repository"` // UUID
-	Chain      string    `json:"chain"`      // UUID, the same in all points of a chain
-	PointID    string    `json:"point_id"`   // UUID
-	Point      PointName `json:"point"`      // as in the file name
-	Generation int       `json:"generation"` // 0: full; otherwise more than the parent's
-	Parent     *Parent   `json:"parent"`     // nil: full
-	Created    time.Time `json:"created"`    // when the snapshot was asked for; also the file's mtime
+	Program    string    `json:"program"`          // name and version of the program that made it
+	Repository string    `json:"repository"`       // UUID
+	Chain      string    `json:"chain"`            // UUID, the same in all points of a chain
+	PointID    string    `json:"point_id"`         // UUID
+	Point      PointName `json:"point"`            // as in the file name
+	Folder     string    `json:"folder,omitempty"` // name of the folder that it was made in; "" where that is not known
+	Generation int       `json:"generation"`       // 0: full; otherwise more than the parent's
+	Parent     *Parent   `json:"parent"`           // nil: full
+	Created    time.Time `json:"created"`          // when the snapshot was asked for; also the file's mtime
 
 	Image    Image    `json:"image"`
 	Snapshot Snapshot `json:"snapshot"`
@@ -165,7 +168,35 @@ func DecodeIdentity(b []byte) (*Identity, error) {
 	if _, err := ParsePointName(string(id.Point)); err != nil {
 		return nil, fmt.Errorf("decode identity: %w", err)
 	}
+	if err := id.checkNumbers(); err != nil {
+		return nil, fmt.Errorf("decode identity: %w", err)
+	}
 	return id, nil
+}
+
+// maxBytes is more than any image, object or stripe has; twice that is still a number.
+const maxBytes = 1 << 61
+
+// checkNumbers refuses what nobody who calculates with it expects.
+func (id *Identity) checkNumbers() error {
+	numbers := map[string]int64{
+		"size": id.Image.Size, "object size": id.Image.ObjectSize, "stripe unit": id.Image.StripeUnit, "stripe count": id.Image.StripeCount,
+		"size of the snapshot": id.Snapshot.Size, "cluster size": id.ClusterSize,
+	}
+	if p := id.Image.CloneParent; p != nil {
+		numbers["overlap"] = p.Overlap
+	}
+	for name, n := range numbers {
+		if n < 0 || n > maxBytes {
+			return fmt.Errorf("%s %d", name, n)
+		}
+	}
+	for _, m := range id.Changes.Marks {
+		if slices.ContainsFunc(m.Objects, func(n int64) bool { return n < 0 }) {
+			return errors.New("an object of a negative number")
+		}
+	}
+	return nil
 }
 
 // HashIdentity is what a child keeps of its parent's identity.

@@ -32,7 +32,7 @@ func TestMain(m *testing.M) {
 	p.Discard()
 }
 
-func names(t *testing.T, dir string) (names []string) {
+func names(t testing.TB, dir string) (names []string) {
 	t.Helper()
 	entries, err := os.ReadDir(dir)
 	if err != nil {

@@ -116,6 +116,8 @@ func (p *Point) compare() error {
 	switch {
 	case id.Point != p.Name && !removing:
 		return fmt.Errorf("the file is named %s and says that it is %s", p.Name, id.Point)
+	case id.Folder != "" && id.Folder != p.Folder.Name:
+		return fmt.Errorf("the file lies in folder %s and says that it was made in %s", p.Folder.Name, id.Folder)
 	case h.BackingFile != backing:
 		return fmt.Errorf("backing file %q, by the identity it is %q", h.BackingFile, backing)
 	case h.ClusterSize() != id.ClusterSize:

@@ -24,7 +24,7 @@ const (
 // scene is a folder with points that are made without a cluster.
 type scene struct {
 	*Folder
-	t      *testing.T
+	t      testing.TB
 	rng    *rand.Rand
 	codec  qcow2.Codec
 	points []PointName
@@ -35,7 +35,7 @@ type scene struct {
 }
 
 // newScene makes a chain of n points.
-func newScene(t *testing.T, n int) *scene {
+func newScene(t testing.TB, n int) *scene {
 	t.Helper()
 	f := (&Repository{Dir: t.TempDir()}).Folder("vm")
 	if err := f.Create(); err != nil {

@@ -12,7 +12,8 @@ import (
 // there. What can't be read shows it, for all that is known.
 func reach(ctx context.Context, points []*repo.Point, damaged repo.PointName, damage []qcow2.Range) (reached []repo.PointName) {
 	for _, p := range points {
-		if p.Parent() != damaged || p.Name == damaged {
+		// A file in another's place may name a parent that is younger: it would reach itself.
+		if p.Parent() != damaged || !damaged.Time().Before(p.Name.Time()) {
 			continue
 		}
 		left, known := shown(ctx, p, damage)
