@@ -206,7 +206,7 @@ func FuzzState(f *testing.F) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer l.Unlock()
+			defer func() { _ = l.Unlock() }()
 			if _, err := s.Recover(ctx); err != nil {
 				t.Errorf("recover: %v", err)
 			}

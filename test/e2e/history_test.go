@@ -33,6 +33,7 @@ func TestHistory(t *testing.T) {
 			h.undoOften(t)
 			h.check(t)
 			h.checkList(t)
+			h.verify(t, 0)
 			h.checkRestores(t, h.points...)
 			h.checkSnapshot(t, h.points[len(h.points)-1])
 			h.undoWithoutSnapshot(t)
