@@ -67,11 +67,21 @@ func (w *window) isOpen() bool {
 	return false
 }
 
-// look fills in what one file holds. Behind its end the files below don't show through.
+// look fills in what one file holds. Behind its end the files below don't show through. What is found already is not looked at
+// again: damage that a file above hides is of no importance.
 func (w *window) look(file *Image, depth int) error {
 	w.runs = w.runs[:0]
-	at := w.off
-	for at < min(w.end, file.Size()) {
+	at, end, found := w.off, min(w.end, file.Size()), w.found
+	for at < end {
+		for found[0].Offset+found[0].Length <= at {
+			found = found[1:]
+		}
+		if hidden := found[0]; hidden.Depth != open {
+			n := min(end, hidden.Offset+hidden.Length) - at
+			w.runs = join(w.runs, 0, Extent{Offset: at, Length: n})
+			at += n
+			continue
+		}
 		e, err := file.FileExtent(at)
 		if err != nil {
 			return err

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -15,7 +16,7 @@ func (r *Repository) ImageName(f *Folder) string {
 	return f.Name
 }
 
-// FindImage finds the folder of an image by its name, or, where no image has it, by the folder's.
+// FindImage finds the folder of an image by its name, or, where no image has it, or more than one, by the folder's.
 func (r *Repository) FindImage(name string) (*Folder, error) {
 	folders, err := r.Folders()
 	if err != nil {
@@ -33,6 +34,8 @@ func (r *Repository) FindImage(name string) (*Folder, error) {
 	switch {
 	case len(images) == 1:
 		return images[0], nil
+	case len(named) == 1 && slices.Contains(images, named[0]): // nothing else names this one
+		return named[0], nil
 	case len(images) > 1:
 		var said []string
 		for _, f := range images {

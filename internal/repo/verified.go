@@ -33,8 +33,22 @@ type Verified struct {
 	Reason  string    `json:"reason,omitempty"` // the first damage
 	// Next is the guest offset from which the next verification goes on, where the last one ran out of time, in bytes.
 	Next int64 `json:"next,omitempty"`
+	// Hidden are points that don't show the damage, and neither does any that lies on them; nil: that is not known.
+	Hidden *Hidden `json:"hidden,omitempty"`
 	// File tells one content of the file from another: see Point.Fingerprint.
 	File string `json:"file"`
+}
+
+// Hidden are points that hold other data where one below them is damaged. It is of the verification that has the same time alone.
+type Hidden struct {
+	Time time.Time   `json:"time"`
+	By   []PointName `json:"by"`
+}
+
+// isHidden says whether one of the points, which lie on the damaged one, hides the damage.
+func (v *Verified) isHidden(above []*Point) bool {
+	return v.Hidden != nil && v.Hidden.Time.Equal(v.Time) &&
+		slices.ContainsFunc(above, func(p *Point) bool { return slices.Contains(v.Hidden.By, p.Name) })
 }
 
 // verifiedNotes is the content of the file of what was verified.
@@ -133,14 +147,15 @@ func (p *Point) CheckParent() error {
 	return nil
 }
 
-// Refuse says why a chain is not to be relied on, by what verifications have noted: see Verified.
+// Refuse says why a chain is not to be relied on, by what verifications have noted: see Verified. Damage that a point of it hides
+// is no reason.
 func (c *Chain) Refuse() error {
 	var noted map[PointName]Verified
-	for _, p := range c.Points {
+	for i, p := range c.Points {
 		if noted == nil {
 			noted = p.Folder.Verified(c.Points)
 		}
-		if v := noted[p.Name]; v.Verdict.Bad() {
+		if v := noted[p.Name]; v.Verdict.Bad() && !v.isHidden(c.Points[:i]) {
 			return &MarkedError{p.Path(), v}
 		}
 	}

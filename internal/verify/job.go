@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -156,6 +157,20 @@ func (j *job) follow(ctx context.Context, r *PointReport) {
 	}
 }
 
+// hiding are the points that show no damage of this one.
+func (j *job) hiding(r *PointReport) (points []repo.PointName) {
+	if r.More > 0 {
+		return nil // what they reach is not known
+	}
+	for _, p := range j.selection.points {
+		reached := slices.ContainsFunc(r.Damages, func(d Damage) bool { return slices.Contains(d.Reaches, p.Name) })
+		if !reached && r.Point.Time().Before(p.Name.Time()) {
+			points = append(points, p.Name)
+		}
+	}
+	return points
+}
+
 // note keeps the result beside the point. That of a sample is no news where it found nothing.
 func (j *job) note(ctx context.Context, r *PointReport, now time.Time) error {
 	v := j.noted
@@ -164,6 +179,7 @@ func (j *job) note(ctx context.Context, r *PointReport, now time.Time) error {
 	switch {
 	case r.Verdict.Bad():
 		v.Time, v.Verdict, v.Next, v.Reason = now, r.Verdict, 0, r.Damages[0].Message
+		v.Hidden = &repo.Hidden{Time: now, By: j.hiding(r)}
 	case j.Source != nil: // says nothing of what is in the file
 		return nil
 	case r.Status == Whole:

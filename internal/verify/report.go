@@ -31,6 +31,9 @@ type PointReport struct {
 	Seconds  float64        `json:"seconds"`
 	Error    string         `json:"error,omitempty"` // why it could not be verified
 
+	Boot *Trial `json:"boot,omitempty"` // of a virtual machine, with the status Tried
+	Fsck *Trial `json:"fsck,omitempty"` // of the file systems inside, with the status Tried
+
 	next int64 // Partly: the guest offset to go on from
 }
 
@@ -44,6 +47,44 @@ const (
 	Partly  Status = "partly"  // time was up: the next run goes on from there
 	Pending Status = "pending" // time was up before
 	Failed  Status = "failed"
+	Tried   Status = "tried" // as its guest would use it; nothing else was looked at
+)
+
+// Trial is what came of trying a point as its guest would use it.
+type Trial struct {
+	Status  TrialStatus `json:"status"`
+	Seconds float64     `json:"seconds"`
+	Message string      `json:"message,omitempty"` // why it has not passed
+
+	Console     []string     `json:"console,omitempty"`      // of a boot that has failed: its last lines
+	FileSystems []FileSystem `json:"file_systems,omitempty"` // those that were found
+}
+
+// FileSystem is what came of the check of a file system.
+type FileSystem struct {
+	Where   string      `json:"where"`          // "whole disk", or "partition N"
+	Type    string      `json:"type,omitempty"` // as blkid names it; "" where nothing known is there
+	Status  TrialStatus `json:"status"`
+	Message string      `json:"message,omitempty"` // why it has not passed
+}
+
+// String names the file system for people, and why it has not passed.
+func (f *FileSystem) String() string {
+	where := f.Where
+	if f.Type != "" {
+		where += " (" + f.Type + ")"
+	}
+	return where + ": " + f.Message
+}
+
+// TrialStatus says how a trial has ended.
+type TrialStatus string
+
+// The ways.
+const (
+	TrialPassed      TrialStatus = "passed"
+	TrialFailed      TrialStatus = "failed"
+	TrialUnsupported TrialStatus = "unsupported" // there is something that can't be tried here
 )
 
 // Damage is one thing that is not as it was stored.
