@@ -24,7 +24,9 @@ type verifyFlags struct {
 	sample     string
 	maxTime    time.Duration
 	parallel   int
+	repair     bool
 	source     sourceFlags
+	guest      guestFlags
 	repository repositoryFlags
 	output     outputFlags
 }
@@ -41,6 +43,11 @@ The points that have waited longest come first. So a run every night with --max-
 end also to the largest ones: it goes on where the last one has stopped.
 
 With --source POOL the newest points are compared with the snapshots in the cluster that they were made from instead.
+
+With --repair the points of the newest points' chains are mended: what is damaged is read from those snapshots where it
+is what was stored, and written to new files with all that is undamaged. Of the newest point all can be mended.
+
+` + guestLong + `
 
 It prints a line for each damage: the point, the bytes of its disk, and the later points that show them.
 A point is "damaged" where its file is not what was stored, "changed" where another program has written to it
@@ -59,7 +66,8 @@ func (p *Program) verifyCommand() *cobra.Command {
   rbd2qcow2 verify --max-time 2h /backup/rbd          # every night
   rbd2qcow2 verify --newer-than 1d /backup/rbd 'db-*'
   rbd2qcow2 verify /backup/rbd vm1@20261122T065012Z
-  rbd2qcow2 verify --source rbd /backup/rbd           # the newest points, with the images in pool "rbd"`,
+  rbd2qcow2 verify --source rbd /backup/rbd           # the newest points, with the images in pool "rbd"
+  rbd2qcow2 verify --boot --fsck /backup/rbd vm1      # the newest point of vm1, as its guest would use it`,
 		Args: arguments(1, -1),
 		RunE: func(c *cobra.Command, args []string) error { return p.verify(c.Context(), args[0], args[1:], &f) },
 	}
@@ -70,7 +78,9 @@ func (p *Program) verifyCommand() *cobra.Command {
 	flags.StringVar(&f.sample, "sample", "100", "compare only so many `PERCENT` of each point's data, chosen at random")
 	flags.DurationVar(&f.maxTime, "max-time", 0, "end after about that `TIME` (90m, 2h)")
 	flags.IntVar(&f.parallel, "parallel", runtime.GOMAXPROCS(0), "read and hash with `N` goroutines")
+	flags.BoolVar(&f.repair, "repair", false, "mend what is damaged, as far as the snapshots of --source have it, in new files")
 	f.source.add(flags)
+	f.guest.add(flags)
 	f.repository.add(flags)
 	f.output.add(flags)
 	return c
@@ -85,12 +95,18 @@ func (p *Program) verify(ctx context.Context, dir string, targets []string, f *v
 	if o.NewerThan, err = parseSince(f.newerThan, time.Now()); err != nil {
 		return usageError{err}
 	}
-	if err := errors.Join(f.output.validate(), f.source.validate(), o.Validate()); err != nil {
+	if err := errors.Join(f.output.validate(), f.source.validate(), f.guest.validate(), o.Validate()); err != nil {
 		return usageError{err}
 	}
 	r, err := f.repository.open(dir, repo.Open)
 	if err != nil {
 		return err
+	}
+	if f.repair {
+		return p.repair(ctx, r, targets, f)
+	}
+	if f.guest.given() {
+		return p.tryGuests(ctx, r, targets, f)
 	}
 	report, err := p.runVerify(ctx, r, o, f)
 	if report == nil {
