@@ -1,12 +1,15 @@
 // Package crash kills and interrupts backups and prunes and looks at what they leave: at every named step of
 // internal/crashpoint, at random moments, inside a change of snapshots, and by signals. And it cuts the power of the disk that
-// prunes work on.
+// prunes work on. A campaign does all that, and whatever else can break, to random histories.
 //
-// Two environment variables change what "go test" does:
+// Some environment variables change what "go test" does:
 //
 //	RBD2QCOW2_CRASH_ROUNDS  kills at random moments, each for full and for incremental backups and for prunes, and power cuts
 //	                        on each file system (5; a full run has 20, for prunes 100); twice as many interruptions
 //	RBD2QCOW2_CRASH_SEED    the seed of those moments, as a failed run has printed it
+//	RBD2QCOW2_CAMPAIGN      how long the campaign takes (2m); go test has to be given a longer -timeout
+//	RBD2QCOW2_SEED          the seed of the one life of a campaign that is to be repeated, as a failed run has printed it
+//	RBD2QCOW2_CAMPAIGN_KEEP a folder where the repositories of failed lives are kept
 package crash
 
 import (
