@@ -162,24 +162,29 @@ func (l *life) checkGone(t *testing.T, seen map[string]bool) {
 
 // checkInjuries counts what became of damages.
 func (l *life) checkInjuries(t *testing.T, seen map[string]bool, reports map[string]verify.PointReport) {
+	count := func(what string) {
+		if !l.mending {
+			l.tally[what]++
+		}
+	}
 	for _, file := range slices.Sorted(maps.Keys(l.injured)) {
 		how := l.injured[file]
-		l.tally["damages injected"]++
+		count("damages injected")
 		report, verified := reports[file]
 		switch {
 		case !seen[file]:
-			l.tally["damages gone"]++
+			count("damages gone")
 			l.say("gone: %s (%s)", file, how)
 			if !l.pruned && !strings.Contains(how, "removed") && !strings.Contains(how, "swapped") {
 				t.Errorf("%s was %s, and is gone although nobody prunes", file, how)
 			}
 		case verified && report.Verdict.Bad():
-			l.tally["damages reported"]++
+			count("damages reported")
 			l.say("reported: %s (%s): %s", file, how, report.Damages[0].Message)
 		case !strings.HasPrefix(how, "bits") && !strings.HasPrefix(how, "state"):
 			t.Errorf("%s was %s, and verify says %+v", file, how, report)
 		default: // what it reads as has been compared
-			l.tally["damages harmless"]++
+			count("damages harmless")
 			l.say("not reported, and harmless: %s (%s)", file, how)
 		}
 	}

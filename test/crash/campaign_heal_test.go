@@ -17,6 +17,9 @@ import (
 // clean removes the points that are damaged and those that lie on them, and finishes what restores have left.
 func (l *life) clean(t *testing.T) {
 	l.cleanImages(t)
+	if len(l.injured) > 0 && l.chance(2) {
+		l.mend(t)
+	}
 	removed := 0
 	reports := l.verify(t)
 	for _, i := range l.list(t) {
@@ -47,6 +50,27 @@ func (l *life) clean(t *testing.T) {
 			t.Errorf("%s is damaged after all that was damaged is gone: %+v", file, r)
 		}
 	}
+}
+
+// mend has damage repaired. What is not reported any more has to be right.
+func (l *life) mend(t *testing.T) {
+	o := l.repairOp(l.dir)
+	l.start(t, o)
+	l.finish(t, o)
+	if t.Failed() {
+		return
+	}
+	l.checkExit(t, o, &strike{})
+	for file, r := range l.verify(t) {
+		if how, was := l.injured[file]; was && !r.Verdict.Bad() {
+			l.tally["damages mended"]++
+			l.say("mended: %s (%s)", file, how)
+			delete(l.injured, file)
+		}
+	}
+	l.mending = true
+	l.check(t)
+	l.mending = false
 }
 
 // cleanImages removes images that were restored, and completes restores in place that have failed.

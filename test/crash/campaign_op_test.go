@@ -46,10 +46,18 @@ func (l *life) pickOp(t *testing.T, dir string) *op {
 	case kind < 14:
 		return &op{kind: "verify", args: []string{"verify", "--json", "--sample", pick(l, "100", "30"), dir}}
 	case kind < 15:
+		if l.chance(2) {
+			return l.repairOp(dir)
+		}
 		return &op{kind: "verify source", args: append([]string{"verify", "--json", "--source", l.pool.String()},
 			append(l.cephArgs(l.pool.User, l.pool.Keyring), dir)...)}
 	}
 	return l.restoreOp(dir, pick(l, points...), kind)
+}
+
+func (l *life) repairOp(dir string) *op {
+	args := append([]string{"verify", "--repair", "--json", "--source", l.pool.String()}, l.cephArgs(l.pool.User, l.pool.Keyring)...)
+	return &op{kind: "repair", args: append(args, dir)}
 }
 
 func (l *life) cephArgs(user, keyring string) []string {
@@ -175,7 +183,8 @@ func (l *life) checkReport(t *testing.T, o *op, code int) {
 	}
 	done, failed := r.Count(backup.Done), r.Count(backup.Failed)
 	switch {
-	case code == 0 && (failed > 0 || r.Error != ""), code == 3 && done+r.Count(backup.Skipped) == 0, code == 1 && done > 0 && failed > 0 && r.Error == "":
+	case code == 0 && (failed > 0 || r.Error != ""), code == 3 && done+r.Count(backup.Skipped) == 0,
+		code == 1 && done > 0 && failed > 0 && r.Error == "":
 		t.Errorf("%v: exit status %d, %d images done, %d failed, error %q", o.args, code, done, failed, r.Error)
 	}
 	for _, i := range r.Images {
@@ -186,4 +195,6 @@ func (l *life) checkReport(t *testing.T, o *op, code int) {
 }
 
 // strict says whether nothing but an adversary can make a run fail.
-func (o *op) strict() bool { return o.kind != "verify source" && o.kind != "restore in place" }
+func (o *op) strict() bool {
+	return o.kind != "verify source" && o.kind != "repair" && o.kind != "restore in place"
+}

@@ -13,10 +13,10 @@ type tally map[string]int
 // String is the summary of a campaign.
 func (c tally) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "campaign: %d rounds of %d lives; points checked %d, wrong %d; damages injected %d: reported %d, gone with the file %d, "+
-		"of unused bytes %d; failed lives %d\n",
-		c["rounds"], c["lives"], c["points checked"], c["wrong"], c["damages injected"], c["damages reported"], c["damages gone"],
-		c["damages harmless"], c["failed lives"])
+	fmt.Fprintf(&b, "campaign: %d rounds of %d lives, failed %d; points checked %d, wrong %d\n",
+		c["rounds"], c["lives"], c["failed lives"], c["points checked"], c["wrong"])
+	fmt.Fprintf(&b, "damages: injected %d, reported %d, gone with the file %d, of unused bytes %d, mended %d\n",
+		c["damages injected"], c["damages reported"], c["damages gone"], c["damages harmless"], c["damages mended"])
 	for _, kind := range []string{"run", "strike", "signal", "exit", "reason"} {
 		var parts []string
 		for _, key := range slices.Sorted(maps.Keys(c)) {

@@ -102,6 +102,7 @@ type life struct {
 	checked       map[string]string  // by file: its chain on disk when it was last found right
 	injured       map[string]string  // files that were damaged in this round, and how
 	pruned        bool               // in this round points may go
+	mending       bool               // what was injured is counted already
 	story         []string
 }
 
