@@ -102,9 +102,13 @@ func wait(t testing.TB, c *exec.Cmd) Result {
 
 // BackupArgs are the arguments of a backup of a pool by its least-privileged user.
 func BackupArgs(pool *cephtest.Pool, dir string, more ...string) []string {
-	args := []string{"backup", "--conf", pool.Conf, "--id", pool.User, "--keyring", pool.Keyring, "--timeout", "20s",
-		pool.String(), dir}
-	return append(args, more...)
+	args := append([]string{"backup"}, CephArgs(pool)...)
+	return append(append(args, pool.String(), dir), more...)
+}
+
+// CephArgs are the options by which the program finds the cluster, as the user for backups.
+func CephArgs(pool *cephtest.Pool) []string {
+	return []string{"--conf", pool.Conf, "--id", pool.User, "--keyring", pool.Keyring, "--timeout", "20s"}
 }
 
 // Backup backs up and fails the test unless everything was done. It gives the report that --json prints.
