@@ -24,6 +24,7 @@ type layout struct {
 	used       []bool
 	nameEnd    int64 // of the backing file's, or of the header, in steps of 8 bytes
 	compressed []region
+	data       []region // that are not compressed
 }
 
 func newLayout(b []byte) *layout {
@@ -69,6 +70,7 @@ func (l *layout) addTable(b []byte, table, guest int64) {
 			l.compressed = append(l.compressed, region{"compressed", off, min((off/512+1+more)*512, int64(len(b)))})
 		case e > 1:
 			host := int64(e & 0x00fffffffffffe00)
+			l.data = append(l.data, region{"data", host, host + min(l.cluster, l.size-guest)})
 			l.mark(host, host+min(l.cluster, l.size-guest))
 		}
 	}
