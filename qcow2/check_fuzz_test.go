@@ -17,14 +17,15 @@ func FuzzCheck(f *testing.F) {
 	for _, seed := range seeds(f) {
 		f.Add(seed)
 	}
+	key := newKey(f, 1)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if len(b) > fuzzInput {
 			t.Skip("longer than what is tried")
 		}
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
-		checkAnything(t, b)
-		checkAnything(t, seal(b))
+		checkAnything(t, b, key)
+		checkAnything(t, seal(b), key)
 		runtime.ReadMemStats(&after)
 		if n := after.TotalAlloc - before.TotalAlloc; n > 4*fuzzMemory {
 			t.Errorf("%d bytes allocated for a file of %d, four times", n, len(b))
@@ -32,8 +33,8 @@ func FuzzCheck(f *testing.F) {
 	})
 }
 
-func checkAnything(t *testing.T, b []byte) {
-	im, err := qcow2.Open(bytes.NewReader(b), int64(len(b)), qcow2.OpenOptions{Alone: true})
+func checkAnything(t *testing.T, b []byte, key *qcow2.DigestKey) {
+	im, err := qcow2.Open(bytes.NewReader(b), int64(len(b)), qcow2.OpenOptions{Alone: true, Key: key})
 	if err != nil {
 		return
 	}

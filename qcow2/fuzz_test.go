@@ -32,14 +32,15 @@ func FuzzOpen(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
+	key := newKey(f, 1)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if len(b) > fuzzInput {
 			t.Skip("longer than what is tried")
 		}
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
-		exercise(t, b, below)
-		exercise(t, seal(b), below)
+		exercise(t, b, below, key)
+		exercise(t, seal(b), below, key)
 		runtime.ReadMemStats(&after)
 		if n := after.TotalAlloc - before.TotalAlloc; n > 2*fuzzMemory {
 			t.Errorf("%d bytes allocated for a file of %d, twice", n, len(b))
@@ -66,14 +67,16 @@ func seeds(t testing.TB) [][]byte {
 		{ClusterSize: 512, Codec: qcow2.ZlibCodec()},
 		{ClusterSize: 1 << 10, Codec: qcow2.ZstdCodec(3), BackingFile: "./below.qcow2"},
 		{ClusterSize: 512},
+		{ClusterSize: 512, Key: newKey(t, 1)},
 	} {
 		files = append(files, writeFile(t, o, guest(8<<10, 6), "identity"))
 	}
 	return files
 }
 
-func exercise(t *testing.T, b []byte, below *qcow2.Image) {
+func exercise(t *testing.T, b []byte, below *qcow2.Image, key *qcow2.DigestKey) {
 	im, err := qcow2.Open(bytes.NewReader(b), int64(len(b)), qcow2.OpenOptions{
+		Key:     key,
 		Backing: func(string, string) (*qcow2.Image, error) { return below, nil },
 	})
 	if err != nil {
