@@ -54,6 +54,13 @@ func (p *Pool) DataPool(t testing.TB) string {
 	return pool
 }
 
+// GrantClones lets the backup user remove snapshots of clones that were flattened: they are taken off the lists of what their parents,
+// in that pool, have.
+func (p *Pool) GrantClones(t testing.TB, parents string) {
+	t.Helper()
+	p.grant(t, "allow rwx pool="+parents+" object_prefix rbd_children")
+}
+
 func (p *Pool) grant(t testing.TB, caps string) {
 	t.Helper()
 	p.caps += ", " + caps

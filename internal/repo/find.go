@@ -49,11 +49,17 @@ func (r *Repository) FindImage(name string) (*Folder, error) {
 	return nil, fmt.Errorf("find image %q in %s: it has no points (\"rbd2qcow2 list %s\" shows what there is)", name, r.Dir, r.Dir)
 }
 
-// FindPoint finds IMAGE@POINT, or the newest point of IMAGE.
+// FindPoint finds IMAGE@POINT, or the newest point of IMAGE. What FindImage takes for the image comes first, the folder of that name
+// second.
 func (r *Repository) FindPoint(spec string) (*Folder, PointName, error) {
 	if i := strings.LastIndexByte(spec, '@'); i >= 0 {
 		if point, err := ParsePointName(spec[i+1:]); err == nil {
 			f, err := r.FindImage(spec[:i])
+			if err != nil || !f.has(point) {
+				if named := r.folderNamed(spec[:i]); named != nil && named.has(point) {
+					return named, point, nil // of an image that has another name by now
+				}
+			}
 			if err != nil {
 				return nil, "", err
 			}
@@ -75,6 +81,15 @@ func (r *Repository) FindPoint(spec string) (*Folder, PointName, error) {
 		return nil, "", err
 	}
 	return f, newest.Name, nil
+}
+
+// folderNamed is the folder of that name, nil where there is none.
+func (r *Repository) folderNamed(name string) *Folder {
+	folders, err := r.Folders()
+	if i := slices.IndexFunc(folders, func(f *Folder) bool { return f.Name == name }); err == nil && i >= 0 {
+		return folders[i]
+	}
+	return nil
 }
 
 // IsPoint says whether a path would be that of a point of the repository, whether there is one or not.

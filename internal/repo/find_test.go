@@ -33,6 +33,11 @@ func TestFindImage(t *testing.T) {
 	add("c", "both")
 	add("d", "both")
 	add("both", "another")
+	for spec, want := range map[string]string{"renamed@20260102T030405Z": "was", "both@20260102T030405Z": "both", "a@20260102T030405Z": "a"} {
+		if f, _, err := r.FindPoint(spec); err != nil || f.Name != want {
+			t.Errorf("%q: %v, %v, want %q", spec, f, err, want)
+		}
+	}
 	for name, want := range map[string]string{
 		"renamed": "was", "was": "was", "twice": "twice", "a": "a", "another": "both",
 		"both": "folders had this name", "none": "has no points",

@@ -71,7 +71,9 @@ func FuzzIdentity(f *testing.F) {
 	newest := s.Point(s.forget(2))
 	f.Add(newest.IdentityRaw)
 	for _, change := range []func(id *Identity){
-		func(id *Identity) { id.Folded = &Folded{Point: s.points[1], OriginSHA256: s.Point(s.points[1]).OriginHash()} },
+		func(id *Identity) {
+			id.Folded = &Folded{Point: s.points[1], OriginSHA256: s.Point(s.points[1]).OriginHash()}
+		},
 		func(id *Identity) { id.Parent.IdentitySHA256, id.Generation, id.Compression = "", -1, "zstd:99" },
 		func(id *Identity) { id.Image.CloneParent = &CloneParent{Overlap: -1 << 63} },
 		func(id *Identity) { id.Image.Size, id.ClusterSize = 1<<63-1, 1<<62 },

@@ -25,6 +25,13 @@ func (l *life) list(t *testing.T) []status.Image {
 	if err := json.Unmarshal([]byte(r.Stdout), &listed); r.Code != 0 || err != nil {
 		t.Fatalf("list: exit status %d, %v\n%s", r.Code, err, r.Stderr)
 	}
+	l.specs = map[string]string{}
+	for _, i := range listed.Images {
+		l.specs[i.Folder] = i.Name
+		if slices.ContainsFunc(listed.Images, func(o status.Image) bool { return o.Folder != i.Folder && o.Name == i.Name }) {
+			l.specs[i.Folder] = i.Folder // of two images that had one name
+		}
+	}
 	return listed.Images
 }
 
@@ -115,7 +122,7 @@ func (l *life) check(t *testing.T) {
 // checkPoint restores a point: it has to be right, or it has been reported as damaged and does not pretend to be right.
 func (l *life) checkPoint(t *testing.T, folder string, p status.Point, bad bool) {
 	l.tally["points checked"]++
-	args := []string{"restore", "-q", l.dir, folder + "@" + string(p.Point), "-"}
+	args := []string{"restore", "-q", l.dir, l.specs[folder] + "@" + string(p.Point), "-"}
 	if bad {
 		args = append(args, "--force")
 	}

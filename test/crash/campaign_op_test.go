@@ -104,7 +104,7 @@ func (l *life) restoreOp(dir string, p status.Point, kind int) *op {
 		}
 		l.modified[o.image.id] = true
 	}
-	o.args = append(args, dir, folder+"@"+string(p.Point), o.target)
+	o.args = append(args, dir, l.specs[folder]+"@"+string(p.Point), o.target)
 	return o
 }
 
@@ -139,6 +139,9 @@ func (l *life) finish(t *testing.T, o *op) {
 		l.story = append(l.story, "    "+strings.ReplaceAll(strings.TrimSpace(text), "\n", "\n    "))
 	}
 	l.tally[fmt.Sprintf("exit %s %v", o.kind, o.ProcessState)]++
+	if o.image != nil {
+		o.image.size = l.pool.Info(t, o.image.name).Size // now that of the point
+	}
 }
 
 func (o *op) stdout() []byte { return []byte(fmt.Sprint(o.Stdout)) }

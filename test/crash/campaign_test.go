@@ -98,6 +98,7 @@ type life struct {
 	heads         map[string]content // by image id, when the round began
 	modified      map[string]bool    // by image id: since then, while something ran
 	foreign       map[string]bool    // snapshots that are not ours, "image id/snapshot id"
+	specs         map[string]string  // by folder: how the program is told its image
 	truth         map[string]content // of every point, by its file relative to dir
 	checked       map[string]string  // by file: its chain on disk when it was last found right
 	injured       map[string]string  // files that were damaged in this round, and how
@@ -109,6 +110,7 @@ type life struct {
 func (c *campaign) newLife(t *testing.T, seed uint64) *life {
 	l := &life{campaign: c, seed: seed, rng: rand.New(rand.NewPCG(seed, 1<<32)), truth: map[string]content{}, checked: map[string]string{}}
 	l.pool = c.cluster.Pool(t)
+	l.pool.GrantClones(t, l.pool.Name)
 	l.user, l.keyring = l.pool.RestoreUser(t)
 	l.scratch = t.TempDir()
 	l.noise = randomFile(t)
