@@ -3,6 +3,7 @@ package qcow2
 import (
 	"encoding/hex"
 	"fmt"
+	"io"
 	"sync"
 
 	"github.com/zeebo/blake3"
@@ -16,8 +17,9 @@ const DigestKeySize = 32
 // can't be changed unnoticed, not even on purpose. A nil *DigestKey makes those that find damage: XXH3-128.
 // It may be used concurrently.
 type DigestKey struct {
-	id      KeyID
-	hashers sync.Pool // of *blake3.Hasher
+	id KeyID
+	// One key for each kind of thing, lest one passes for another.
+	data, tables, header, notes keyedHash
 }
 
 // KeyID tells keys apart, and nothing else of them.
@@ -26,17 +28,23 @@ type KeyID [4]byte
 // String is the id as the program shows it, in hex.
 func (id KeyID) String() string { return hex.EncodeToString(id[:]) }
 
-// keyIDContext is what BLAKE3 derives a key's id by.
-const keyIDContext = "rbd2qcow2 2026 id of a key for digests"
+// keyContext begins what BLAKE3 derives all keys by, and the id.
+const keyContext = "rbd2qcow2 2026 digests: "
 
 // NewDigestKey makes a key of DigestKeySize secret bytes, which are copied.
 func NewDigestKey(key []byte) (*DigestKey, error) {
-	keyed, err := blake3.NewKeyed(key)
-	if err != nil {
+	if len(key) != DigestKeySize {
 		return nil, fmt.Errorf("key for digests of %d bytes: must be %d", len(key), DigestKeySize)
 	}
-	k := &DigestKey{hashers: sync.Pool{New: func() any { return keyed.Clone() }}}
-	blake3.DeriveKey(keyIDContext, key, k.id[:])
+	k := &DigestKey{}
+	blake3.DeriveKey(keyContext+"id", key, k.id[:])
+	for purpose, hash := range map[string]*keyedHash{"data": &k.data, "tables": &k.tables, "header": &k.header, "notes": &k.notes} {
+		var derived [DigestKeySize]byte
+		blake3.DeriveKey(keyContext+purpose, key, derived[:])
+		if err := hash.init(derived[:]); err != nil {
+			return nil, err
+		}
+	}
 	return k, nil
 }
 
@@ -50,16 +58,42 @@ func (k *DigestKey) algorithm() DigestAlgorithm {
 	return BLAKE3
 }
 
-// digest is that of b.
-func (k *DigestKey) digest(b []byte) (d Digest) {
+// digest is that of a cluster.
+func (k *DigestKey) digest(b []byte) Digest {
 	if k == nil {
 		return xxh3.Hash128(b).Bytes()
 	}
-	h := k.hashers.Get().(*blake3.Hasher)
-	defer k.hashers.Put(h)
-	h.Reset()
-	_, _ = h.Write(b)            // never fails, as hashes do
-	_, _ = h.Digest().Read(d[:]) // likewise
+	return k.data.sum(b)
+}
+
+// tableDigest is that of what a table says, or of a digest block.
+func (k *DigestKey) tableDigest(b []byte) Digest {
+	if k == nil {
+		return xxh3.Hash128(b).Bytes()
+	}
+	return k.tables.sum(b)
+}
+
+// NoteDigest is that of something that is kept beside files. The key must not be nil.
+func (k *DigestKey) NoteDigest(b []byte) Digest { return k.notes.sum(b) }
+
+// keyedHash is BLAKE3 with one key.
+type keyedHash struct {
+	hashers sync.Pool // of *blake3.Hasher
+}
+
+func (h *keyedHash) init(key []byte) error {
+	keyed, err := blake3.NewKeyed(key)
+	h.hashers.New = func() any { return keyed.Clone() }
+	return err
+}
+
+func (h *keyedHash) sum(b []byte) (d Digest) {
+	hasher := h.hashers.Get().(*blake3.Hasher)
+	defer h.hashers.Put(hasher)
+	hasher.Reset()
+	_, _ = hasher.Write(b)            // never fails, as hashes do
+	_, _ = hasher.Digest().Read(d[:]) // likewise
 	return d
 }
 
@@ -81,23 +115,35 @@ func (e *KeyError) Error() string {
 	return fmt.Sprintf("its digests were made with another key than the one given: of id %s, not %s", e.Need, e.Have)
 }
 
-// useKey takes the key that the file's digests need, if it is the one given, and checks by it that nobody has changed the header.
-func (im *Image) useKey(given *DigestKey) error {
-	h := im.header
-	im.given = given
-	if h.Record == nil || h.RecordError != nil || h.Record.Digests != BLAKE3 || given == nil || given.id != h.Record.KeyID {
+// CheckKey compares the header, which was read from r, with the hash of it that needs the key. Where the file was made without a
+// key, with another one, or where key is nil, it does nothing: see IsKeyed. The error is a *CorruptError, or r's.
+func (h *Header) CheckKey(r io.ReaderAt, key *DigestKey) error {
+	if !h.IsKeyed(key) {
 		return nil
 	}
-	im.key = given
-	sector, err := readSector(im.r)
+	sector, err := readSector(r)
 	if err != nil {
 		return fmt.Errorf("read header: %w", err)
 	}
-	mac := keyedHash(sector, int(h.recordOffset), h.BackingFile, given)
+	mac := keyedHeaderHash(sector, int(h.recordOffset), h.BackingFile, key)
 	if mac != Digest(sector[h.recordOffset+recordKeyedHash:][:DigestSize]) {
-		h.RecordError = corrupt("header", 0, "its keyed hash is another: it was changed by somebody who has not the key")
+		return corrupt("header", 0, "its keyed hash is another: it was changed by somebody who has not the key")
 	}
 	return nil
+}
+
+// IsKeyed says whether the file's digests were made with a key, by what its header says.
+func (h *Header) IsKeyed(key *DigestKey) bool {
+	return h.Record != nil && h.RecordError == nil && h.Record.Digests == BLAKE3 && key != nil && key.id == h.Record.KeyID
+}
+
+// useKey takes the key that the file's digests need, if it is the one given.
+func (im *Image) useKey(given *DigestKey) error {
+	im.given = given
+	if im.header.IsKeyed(given) {
+		im.key = given
+	}
+	return im.header.CheckKey(im.r, given)
 }
 
 // checkDigests says why the file's digests can't be compared with what it holds.

@@ -192,7 +192,7 @@ func (f *fold) check(ctx context.Context) error {
 	if err := errors.Join(f.target.checkProves(), f.other.checkProves()); err != nil {
 		return err
 	}
-	if f.proved && !f.target.key.is(f.other.key) {
+	if !f.target.key.is(f.other.key) {
 		return &UnsupportedError{"digests of two keys, or with a key and without, in a fold"}
 	}
 	if f.o.Codec != nil && f.o.Codec.Type() != f.target.header.Compression {

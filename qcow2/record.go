@@ -73,7 +73,7 @@ func (r *Record) encode(key *DigestKey) []byte {
 // first by a hash that needs it.
 func seal(sector []byte, at int, backingFile string, key *DigestKey) {
 	if key != nil {
-		mac := keyedHash(sector, at, backingFile, key)
+		mac := keyedHeaderHash(sector, at, backingFile, key)
 		copy(sector[at+recordKeyedHash:], mac[:])
 	}
 	record := sector[at:][:recordLength]
@@ -89,12 +89,12 @@ func headerHash(sector []byte, at int, backingFile string) Digest {
 	return xxh3.Hash128(b).Bytes()
 }
 
-// keyedHash is that of the same with a key, itself taken as zero too. As the record has the hashes of all else in the file, who
+// keyedHeaderHash is that of the same with a key, itself taken as zero too. As the record has the hashes of all else in the file, who
 // has not the key can change nothing.
-func keyedHash(sector []byte, at int, backingFile string, key *DigestKey) Digest {
+func keyedHeaderHash(sector []byte, at int, backingFile string, key *DigestKey) Digest {
 	b := append(bytes.Clone(sector), backingFile...)
 	clear(b[at+recordHeaderHash : at+keyedRecordLength])
-	return key.digest(b)
+	return key.header.sum(b)
 }
 
 // decodeRecord is the inverse of encode and seal, but for the hash of the header. A later version may be longer, but

@@ -196,7 +196,7 @@ func (r *rewrite) recount(ctx context.Context, t *rewrittenTable, d *directoryEn
 	if count != int(d.count) {
 		return nil, nil, corrupt("L2 table", t.guest, "%d clusters are stored instead of %d", count, d.count)
 	}
-	hash := r.im.key.digest(kinds)
+	hash := r.im.key.tableDigest(kinds)
 	block := append(make([]byte, 0, d.blockLength()), hash[:]...)
 	for i, kind := range kinds {
 		if Kind(kind) != Data {
@@ -211,7 +211,7 @@ func (r *rewrite) recount(ctx context.Context, t *rewrittenTable, d *directoryEn
 		digest := r.im.key.digest(r.fill)
 		block = append(block, digest[:]...)
 	}
-	if r.im.key.digest(block) != d.hash {
+	if r.im.key.tableDigest(block) != d.hash {
 		return nil, nil, corrupt("digest block", t.guest, "wrong hash")
 	}
 	return block[DigestSize:], kinds, nil

@@ -17,13 +17,13 @@ type trailer struct {
 // add queues the digest block of an L2 table. kinds has one Kind per entry; block is room for the hash of them, and the
 // digests of the table's Data clusters. Neither is kept.
 func (t *trailer) add(index int64, kinds, block []byte) error {
-	hash := t.key.digest(kinds)
+	hash := t.key.tableDigest(kinds)
 	copy(block, hash[:])
 	t.directory = append(t.directory, directoryEntry{
 		l1Index: uint32(index),
 		count:   uint32(len(block)/DigestSize - 1),
 		offset:  t.blocks.length,
-		hash:    t.key.digest(block),
+		hash:    t.key.tableDigest(block),
 		queued:  true,
 	})
 	if _, err := t.blocks.Write(block); err != nil {

@@ -116,14 +116,14 @@ func (im *Image) verifyBlock(d *directoryEntry, table int64, bad func(Finding) e
 	} else if err != nil {
 		return nil, nil, fmt.Errorf("read digest block: %w", err)
 	}
-	if im.key.digest(block) != d.hash {
+	if im.key.tableDigest(block) != d.hash {
 		return nil, nil, corrupt("digest block", guest, "wrong hash")
 	}
 	kinds, count, err := im.tableKinds(table, guest, bad)
 	if err != nil {
 		return nil, nil, err
 	}
-	if im.key.digest(kinds) != Digest(block[:DigestSize]) || count != int(d.count) {
+	if im.key.tableDigest(kinds) != Digest(block[:DigestSize]) || count != int(d.count) {
 		return nil, nil, corrupt("L2 table", guest, "up to %d: other clusters are stored than were", guest+im.header.l2Span())
 	}
 	return block[DigestSize:], kinds, nil

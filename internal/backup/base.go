@@ -54,6 +54,11 @@ func (j *job) chooseBase(ctx context.Context) (b *base, reason string, err error
 		return nil, fmt.Sprintf("chain of newest point %s can't be used: %v", newest.Name, err), unreadable(err)
 	}
 	b = &base{newest, chain, snapshot}
+	for _, p := range chain.Points[1:] {
+		if reason, err := otherKey(p, j.Repo.DigestKey); reason != "" || err != nil {
+			return nil, reason, errors.Join(err, chain.Close())
+		}
+	}
 	if err := chain.Refuse(); err != nil {
 		return nil, err.Error(), chain.Close()
 	}
@@ -97,12 +102,12 @@ func otherKey(p *repo.Point, key *qcow2.DigestKey) (reason string, err error) {
 	keyed := r != nil && r.Digests == qcow2.BLAKE3
 	switch {
 	case keyed && key == nil:
-		return "", fmt.Errorf("newest point %s: %w: give it (--digest-key-file), or begin a chain that needs none (--full)",
+		return "", fmt.Errorf("point %s: %w: give it (--digest-key-file), or begin a chain that needs none (--full)",
 			p.Name, &qcow2.KeyError{Need: r.KeyID})
 	case keyed && r.KeyID != key.ID():
-		return fmt.Sprintf("digests of newest point %s were made with another key, %s", p.Name, r.KeyID), nil
+		return fmt.Sprintf("digests of point %s were made with another key, %s", p.Name, r.KeyID), nil
 	case !keyed && key != nil:
-		return fmt.Sprintf("digests of newest point %s were made without the key", p.Name), nil
+		return fmt.Sprintf("digests of point %s were made without the key", p.Name), nil
 	}
 	return "", nil
 }

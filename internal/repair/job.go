@@ -101,7 +101,7 @@ func (j *job) check(ctx context.Context, f *file) error {
 		return nil
 	}
 	defer chain.Close()
-	f.opened, f.proved = true, chain.Proved()
+	f.opened, f.proved = true, len(chain.Unproved()) == 0
 	err = j.checkImage(ctx, chain.Image, func(found qcow2.Finding) { f.add(found.Structure, found.Guest, found.Message) })
 	if unreadable(err) {
 		f.add("file", qcow2.Range{}, "can't be read: "+err.Error())

@@ -105,6 +105,9 @@ func (j *job) compare(ctx context.Context, f *file) ([]verify.Damage, error) {
 		return nil, err
 	}
 	defer chain.Close()
+	if err := chain.CheckKey(); err != nil {
+		return nil, err
+	}
 	return verify.Compare(ctx, chain.Image, j.src, j.Parallel, j.task.Add)
 }
 
@@ -135,6 +138,9 @@ func (j *job) rewriteNewest(ctx context.Context, f *file, cover []qcow2.Range) e
 			return err
 		}
 		defer chain.Close()
+		if err := chain.CheckKey(); err != nil {
+			return err
+		}
 		b.chain = chain
 	}
 	o := qcow2.RewriteOptions{Cover: cover, Trusted: true}

@@ -153,18 +153,27 @@ func (f *Folder) CreatePending() (*Pending, error) { return CreatePending(f.Dir,
 // RemoveDeadTemporaries removes what killed runs have left in the folder, and gives its names.
 func (f *Folder) RemoveDeadTemporaries() ([]string, error) { return removeDeadTemporaries(f.Dir) }
 
-// Identity gives the identity of the newest point that is in order and of repository, nil if there is none.
+// Identity gives the identity of the newest point that is in order and of repository, nil if there is none. Where there is a key,
+// points that were made with it come first: the others may be anybody's.
 func (f *Folder) Identity(repository string) (*Identity, error) {
 	names, err := f.pointNames()
 	if err != nil {
 		return nil, err
 	}
+	var other *Identity
 	for _, name := range slices.Backward(names) {
-		if p := f.Point(name); p.State != Damaged && p.Identity != nil && p.Identity.Repository == repository {
+		p := f.Point(name)
+		if p.State == Damaged || p.Identity == nil || p.Identity.Repository != repository {
+			continue
+		}
+		if f.key == nil || p.Header.IsKeyed(f.key) {
 			return p.Identity, nil
 		}
+		if other == nil {
+			other = p.Identity
+		}
 	}
-	return nil, nil
+	return other, nil
 }
 
 // Scratch makes a file without a name, or with one that goes when the file is closed.

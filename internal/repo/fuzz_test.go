@@ -51,7 +51,7 @@ func writeIdentity(t *testing.T, f *Folder, name, parent PointName, identity []b
 		t.Fatal(err)
 	}
 	defer file.Close()
-	o := qcow2.WriterOptions{Size: sceneSize, ClusterSize: sceneCluster}
+	o := qcow2.WriterOptions{Size: sceneSize, ClusterSize: sceneCluster, Key: f.key}
 	if parent != "" {
 		o.BackingFile = f.BackingName(parent)
 	}

@@ -73,6 +73,9 @@ func (p *Point) read(file *os.File) (err error) {
 	if header.RecordError != nil {
 		return header.RecordError
 	}
+	if err := header.CheckKey(file, p.Folder.key); err != nil {
+		return err
+	}
 	record := header.Record
 	if record == nil {
 		if !p.Name.Foreign() {

@@ -2,6 +2,7 @@ package repo
 
 import (
 	"context"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -35,6 +36,10 @@ type Verified struct {
 	Next int64 `json:"next,omitempty"`
 	// Hidden are points that don't show the damage, and neither does any that lies on them; nil: that is not known.
 	Hidden *Hidden `json:"hidden,omitempty"`
+	// Since is when the verification began that Next is of.
+	Since *time.Time `json:"since,omitempty"`
+	// MAC is a hash of all the rest, which needs the key of the digests, where there is one: good news without it is none.
+	MAC string `json:"mac,omitempty"`
 	// File tells one content of the file from another: see Point.Fingerprint.
 	File string `json:"file"`
 }
@@ -86,7 +91,24 @@ func (f *Folder) readVerified() []Verified {
 	if err != nil || json.Unmarshal(b, &notes) != nil {
 		return nil
 	}
-	return notes.Points
+	return slices.DeleteFunc(notes.Points, func(v Verified) bool { return !v.Verdict.Bad() && f.noteMAC(v) != v.MAC })
+}
+
+// noteMAC is what the MAC of a note has to be.
+func (f *Folder) noteMAC(v Verified) string {
+	if f.key == nil {
+		return v.MAC // whatever it is
+	}
+	v.MAC = ""
+	b, err := json.Marshal(&struct {
+		Folder string
+		Verified
+	}{f.Name, v})
+	if err != nil {
+		return ""
+	}
+	mac := f.key.NoteDigest(b)
+	return hex.EncodeToString(mac[:])
 }
 
 // NoteVerified notes what was found of points, and forgets those that are gone. No lock is needed.
@@ -102,6 +124,10 @@ func (f *Folder) NoteVerified(ctx context.Context, found ...Verified) error {
 	names, err := f.pointNames()
 	if err != nil {
 		return err
+	}
+	for i := range found {
+		found[i].MAC = ""
+		found[i].MAC = f.noteMAC(found[i])
 	}
 	all := append(f.readVerified(), found...)
 	var notes verifiedNotes
@@ -143,6 +169,20 @@ func (p *Point) CheckParent() error {
 	below := p.Folder.Point(name)
 	if below.State != Damaged && !below.carries(p) {
 		return fmt.Errorf("point %s, which it lies on, is not the one that it was made on", name)
+	}
+	return nil
+}
+
+// CheckKey refuses a point whose digests were made without the key, while those of others in its chain were made with it.
+func (p *Point) CheckKey(others []*Point) error {
+	key := p.Folder.key
+	if key == nil || p.Header == nil || p.Header.IsKeyed(key) {
+		return nil
+	}
+	for _, o := range others {
+		if o.Header != nil && o.Header.IsKeyed(key) && (o.Parent() == p.Name || p.Parent() == o.Name) {
+			return fmt.Errorf("its digests were made without the key that those of %s were made with", o.Name)
+		}
 	}
 	return nil
 }

@@ -9,7 +9,7 @@ import (
 
 // check looks at all that is in a file, or at the part of its data that this run is to look at.
 func (j *job) check(ctx context.Context, image *qcow2.Image, r *PointReport) error {
-	task, part := j.task(j.image), part{from: j.noted.Next, sample: j.Sample, timeIsUp: j.timeIsUp}
+	task, part := j.task(j.image), part{from: j.begin(image.Size()), sample: j.Sample, timeIsUp: j.timeIsUp}
 	stats, err := image.Check(ctx, qcow2.CheckOptions{
 		Data:     true,
 		Parallel: j.Parallel,
@@ -35,6 +35,15 @@ func (j *job) check(ctx context.Context, image *qcow2.Image, r *PointReport) err
 		r.Status = Sampled
 	}
 	return err
+}
+
+// begin is where this run begins, as guest offset: where one that ran out of time has ended, if this one may run out of time, too.
+func (j *job) begin(size int64) int64 {
+	if j.MaxTime > 0 && j.noted.Since != nil && j.noted.Next > 0 && j.noted.Next < size {
+		return j.noted.Next
+	}
+	j.noted.Since = nil
+	return 0
 }
 
 // part is the part of a file's data that is looked at.

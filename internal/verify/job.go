@@ -25,12 +25,14 @@ type job struct {
 
 func (j *job) report() *PointReport { return &j.work.report.Images[j.image].Points[j.index] }
 
-// last is when the point was last looked at.
-func (j *job) last() time.Time {
-	if j.noted.Sampled.After(j.noted.Time) {
-		return j.noted.Sampled
+// last is when the point was last looked at. A time that is still to come, by a clock that was wrong, is none.
+func (j *job) last() (last time.Time) {
+	for _, t := range []time.Time{j.noted.Time, j.noted.Sampled} {
+		if t.After(last) && !t.After(time.Now()) {
+			last = t
+		}
 	}
-	return j.noted.Time
+	return last
 }
 
 // run verifies the point and notes what it has found.
@@ -70,6 +72,19 @@ func (j *job) verify(ctx context.Context, r *PointReport) error {
 		r.add(Damage{What: "file", Message: "can't be read: " + err.Error()})
 	}
 	r.Verdict = j.verdict(chain, p, r)
+	if r.Verdict == repo.Unproved {
+		// With a key that proves nothing: whoever could write to the repository may have made the file.
+		if err := chain.CheckKey(); err != nil && p.CheckKey(j.selection.points) == nil {
+			return err
+		}
+	}
+	if r.Status == Partly && !r.Verdict.Bad() {
+		r.Verdict = "" // the rest may be anything
+	}
+	if err := p.CheckKey(j.selection.points); err != nil {
+		r.add(Damage{What: "digests", Message: err.Error()})
+		r.Verdict = repo.FoundDamaged
+	}
 	if err := p.CheckParent(); err != nil {
 		r.add(Damage{What: "parent", Message: err.Error()})
 		r.Verdict = repo.FoundDamaged
@@ -178,14 +193,19 @@ func (j *job) note(ctx context.Context, r *PointReport, now time.Time) error {
 	now = now.UTC().Truncate(time.Second)
 	switch {
 	case r.Verdict.Bad():
-		v.Time, v.Verdict, v.Next, v.Reason = now, r.Verdict, 0, r.Damages[0].Message
+		v.Time, v.Verdict, v.Next, v.Since, v.Reason = now, r.Verdict, 0, nil, r.Damages[0].Message
 		v.Hidden = &repo.Hidden{Time: now, By: j.hiding(r)}
 	case j.Source != nil: // says nothing of what is in the file
 		return nil
 	case r.Status == Whole:
-		v.Time, v.Verdict, v.Next, v.Reason = now, r.Verdict, 0, ""
+		if v.Since == nil { // otherwise a part was looked at that early
+			v.Since = &now
+		}
+		v.Time, v.Verdict, v.Next, v.Since, v.Reason, v.Hidden = *v.Since, r.Verdict, 0, nil, "", nil
 	case r.Status == Partly:
-		v.Next = r.next
+		if v.Next = r.next; v.Since == nil {
+			v.Since = &now
+		}
 	case r.Status == Sampled:
 		v.Sampled = now
 	}

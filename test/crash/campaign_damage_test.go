@@ -38,8 +38,10 @@ func (l *life) damage(t *testing.T, points []status.Point) {
 		l.damageNotes(t)
 		return
 	}
-	if kind == 7 && a.File != b.File {
-		l.swap(t, a, b)
+	if kind == 7 {
+		if a.File != b.File {
+			l.swap(t, a, b)
+		}
 		return
 	}
 	path := filepath.Join(l.dir, a.File)

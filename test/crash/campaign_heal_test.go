@@ -16,10 +16,10 @@ import (
 
 // clean removes the points that are damaged and those that lie on them, and finishes what restores have left.
 func (l *life) clean(t *testing.T) {
-	l.cleanImages(t)
 	if len(l.injured) > 0 && l.chance(2) {
 		l.mend(t)
 	}
+	l.cleanImages(t)
 	removed := 0
 	reports := l.verify(t)
 	for _, i := range l.list(t) {

@@ -11,6 +11,7 @@ import (
 	"github.com/rbd2qcow2/rbd2qcow2/internal/qemutest"
 	"github.com/rbd2qcow2/rbd2qcow2/internal/repo"
 	"github.com/rbd2qcow2/rbd2qcow2/internal/status"
+	"github.com/rbd2qcow2/rbd2qcow2/internal/verify"
 )
 
 // keyFile makes the file of a key whose digits are all the same.
@@ -41,13 +42,13 @@ func TestDigestKey(t *testing.T) {
 	backup("write -P 4 0 4k", key...)
 	backup("write -P 5 128k 4k", key...)
 
-	for _, point := range d.verify(t, 0, key...).Images[0].Points {
-		want := repo.Proved
+	for _, point := range d.verify(t, 3, key...).Images[0].Points {
+		want, status := repo.Proved, verify.Whole
 		if point.Point == p[0].Point {
-			want = repo.Unproved
+			want, status = "", verify.Failed
 		}
-		if point.Verdict != want {
-			t.Errorf("point %s is %s, want %s", point.Point, point.Verdict, want)
+		if point.Verdict != want || point.Status != status {
+			t.Errorf("point %s is %s, %s, want %s", point.Point, point.Status, point.Verdict, want)
 		}
 	}
 	d.verify(t, 3) // without the key nothing is proved, and nothing is damaged
