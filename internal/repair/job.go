@@ -36,6 +36,14 @@ type file struct {
 	opened  bool // it can be opened as a point
 }
 
+// whatParent is what is damaged where a point lies on nothing, or on another point than it was made on.
+const whatParent = "parent"
+
+// hasParent says whether the point lies on what it was made on.
+func (f *file) hasParent() bool {
+	return !slices.ContainsFunc(f.damages, func(d Damage) bool { return d.What == whatParent })
+}
+
 func (f *file) isGood() bool {
 	return !slices.ContainsFunc(f.damages, func(d Damage) bool { return !d.Mended })
 }
@@ -79,7 +87,8 @@ func (j *job) look(ctx context.Context, p *repo.Point) error {
 			return err
 		}
 		if err := p.CheckParent(); err != nil {
-			f.add("parent", qcow2.Range{}, err.Error())
+			f.add(whatParent, qcow2.Range{}, err.Error())
+			f.damages[len(f.damages)-1].Reason = "what it was made on is not there any more"
 			return nil
 		}
 		below := p.Parent()
@@ -102,6 +111,13 @@ func (j *job) check(ctx context.Context, f *file) error {
 	}
 	defer chain.Close()
 	f.opened, f.proved = true, len(chain.Unproved()) == 0
+	points, err := j.folder.Points()
+	if err != nil {
+		return err
+	}
+	if err := f.point.CheckKey(points); err != nil {
+		f.add("digests", qcow2.Range{}, err.Error())
+	}
 	err = j.checkImage(ctx, chain.Image, func(found qcow2.Finding) { f.add(found.Structure, found.Guest, found.Message) })
 	if unreadable(err) {
 		f.add("file", qcow2.Range{}, "can't be read: "+err.Error())
@@ -180,13 +196,16 @@ func (j *job) note(ctx context.Context, f *file) {
 	p := j.folder.Point(f.point.Name)
 	v := j.folder.Verified([]*repo.Point{p})[p.Name]
 	v.Point, v.File, v.Time, v.Next = p.Name, p.Fingerprint(), time.Now().UTC().Truncate(time.Second), 0
-	v.Verdict, v.Reason, v.Hidden = repo.Proved, "", nil
+	was := v.Verdict
+	v.Verdict, v.Reason, v.Hidden, v.Since = repo.Proved, "", nil, nil
 	left := slices.IndexFunc(f.damages, func(d Damage) bool { return !d.Mended })
 	switch {
 	case left >= 0 && p.Touched():
 		v.Verdict, v.Reason = repo.FoundChanged, f.damages[left].Message
 	case left >= 0:
 		v.Verdict, v.Reason = repo.FoundDamaged, f.damages[left].Message
+	case !f.proved && was.Bad():
+		return // nothing here has refuted that
 	case !f.proved:
 		v.Verdict = repo.Unproved
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/rbd2qcow2/rbd2qcow2/internal/compress"
 	"github.com/rbd2qcow2/rbd2qcow2/internal/repo"
@@ -17,16 +18,26 @@ var errNoBetter = errors.New("what was stored is not in the snapshot any more")
 func (j *job) mendAll(ctx context.Context) error {
 	below := true // all others can be opened
 	for _, f := range j.files[1:] {
-		below = below && f.opened
+		below = below && f.opened && f.hasParent()
 		if err := j.mend(ctx, f); err != nil {
 			return err
 		}
 	}
 	newest := j.files[0]
-	if j.src == nil || !newest.opened || !newest.proved || !below {
+	if j.src == nil || !newest.opened || !below || !newest.hasParent() {
 		return j.mend(ctx, newest)
 	}
-	return j.mendNewest(ctx, newest)
+	if newest.proved {
+		return j.mendNewest(ctx, newest)
+	}
+	if newest.isGood() {
+		differences, err := j.differences(ctx, newest)
+		if err != nil {
+			return err
+		}
+		j.differs(newest, nil, differences)
+	}
+	return j.mend(ctx, newest)
 }
 
 // mend mends a file by its digests: what the snapshot has counts if it is what was stored. Why it can't is kept in the
@@ -34,6 +45,8 @@ func (j *job) mendAll(ctx context.Context) error {
 func (j *job) mend(ctx context.Context, f *file) error {
 	switch {
 	case f.isGood():
+		return nil
+	case len(f.damages) == 1 && !f.hasParent():
 		return nil
 	case !f.opened:
 		f.fail("the file can't be opened as a point; the next backup makes a full one")
@@ -129,13 +142,20 @@ func (j *job) rewrite(ctx context.Context, f *file, o qcow2.RewriteOptions, veri
 
 // settle says of each damage of a file that has been replaced whether it is left.
 func (f *file) settle(left []qcow2.Range, reason string) {
+	overlap := func(d *Damage, r qcow2.Range) bool { return r.Offset < d.guest().End() && d.Start < r.End() }
+	for _, r := range left {
+		if !slices.ContainsFunc(f.damages, func(d Damage) bool { return overlap(&d, r) }) {
+			f.add("cluster", r, "can't be proved") // the look at the file had come to an early end
+		}
+	}
 	for i := range f.damages {
 		d := &f.damages[i]
-		d.Mended = true
-		for _, r := range left {
-			if r.Offset < d.guest().End() && d.Start < r.End() {
-				d.Mended, d.Reason = false, reason
-			}
+		if d.What == whatParent {
+			continue
+		}
+		d.Mended = !slices.ContainsFunc(left, func(r qcow2.Range) bool { return d.Length == 0 || overlap(d, r) })
+		if !d.Mended {
+			d.Reason = reason
 		}
 	}
 }

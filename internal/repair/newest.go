@@ -21,11 +21,14 @@ var errUnchanged = errors.New("nothing to be changed")
 func (j *job) mendNewest(ctx context.Context, f *file) error {
 	cover, readable := j.uncovered(), true
 	if f.isGood() {
-		differences, err := j.compare(ctx, f)
+		differences, err := j.differences(ctx, f)
+		if err == nil && len(differences) == 0 {
+			if err = j.prove(ctx, f); err == nil {
+				j.hide()
+				return nil
+			}
+		}
 		switch {
-		case err == nil && len(differences) == 0:
-			j.hide()
-			return nil
 		case err == nil:
 			cover = j.differs(f, cover, differences)
 		case !unreadable(err):
@@ -49,11 +52,45 @@ func (j *job) mendNewest(ctx context.Context, f *file) error {
 			return j.failed(ctx, f, err)
 		}
 	}
+	if err := j.prove(ctx, f); err != nil {
+		return j.failed(ctx, f, err)
+	}
 	j.hide()
 	return nil
 }
 
-// hide notes that the newest point does not show what is still damaged below it: it was compared as a whole.
+// prove reads all that the newest point shows of files below it, if anything is still damaged there. That it agrees with the snapshot
+// by its digests does not say that it can be read.
+func (j *job) prove(ctx context.Context, f *file) error {
+	if !slices.ContainsFunc(j.files[1:], func(f *file) bool { return !f.isGood() }) {
+		return nil
+	}
+	chain, err := j.folder.OpenProvedChain(ctx, f.point.Name)
+	if err != nil {
+		return err
+	}
+	defer chain.Close()
+	buf := make([]byte, windowSize)
+	for off := int64(0); off < chain.Size(); {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		e, err := chain.Extent(off)
+		if err != nil {
+			return err
+		}
+		e.Length = min(e.Length, windowSize)
+		if e.Kind == qcow2.Data {
+			if err := chain.ReadExtent(buf[:e.Length], off, e); err != nil {
+				return err
+			}
+		}
+		off += e.Length
+	}
+	return nil
+}
+
+// hide notes that the newest point does not show what is still damaged below it: it was read as a whole.
 func (j *job) hide() {
 	for _, f := range j.files[1:] {
 		for i := range f.damages {
@@ -72,6 +109,19 @@ func (j *job) uncovered() (cover []qcow2.Range) {
 		}
 	}
 	return join(cover)
+}
+
+// differences compares the newest point with its snapshot, by digests. What differs is believed once the snapshot was found to be there
+// still: one that is removed meanwhile reads as zeroes.
+func (j *job) differences(ctx context.Context, f *file) ([]verify.Damage, error) {
+	differences, err := j.compare(ctx, f)
+	if err == nil && len(differences) > 0 {
+		err = j.src.confirm(ctx)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return differences, nil
 }
 
 // differs adds what differs from the snapshot to the damages of the newest point, and to what is to be covered.
@@ -177,7 +227,9 @@ func (j *job) verifyNewest(ctx context.Context, f *file, pending *repo.Pending, 
 	defer chain.Close()
 	damages, err := verify.Compare(ctx, chain.Image, j.src, j.Parallel, j.task.Add)
 	if err == nil && len(damages) > 0 {
-		err = &differsError{damages}
+		if err = j.src.confirm(ctx); err == nil {
+			err = &differsError{damages}
+		}
 	}
 	return err
 }

@@ -118,6 +118,15 @@ func (j *job) compare(ctx context.Context, r *PointReport) error {
 		}
 		r.add(Damage{What: "file", Message: err.Error()})
 	}
+	if len(damages) > 0 { // a snapshot that is removed meanwhile reads as zeroes
+		again, err := j.Source(ctx, j.point)
+		if err != nil {
+			return fmt.Errorf("confirm what was read: %w", err)
+		}
+		if err := again.Close(); err != nil {
+			return err
+		}
+	}
 	for _, d := range damages {
 		r.add(d)
 	}
@@ -194,7 +203,9 @@ func (j *job) note(ctx context.Context, r *PointReport, now time.Time) error {
 	switch {
 	case r.Verdict.Bad():
 		v.Time, v.Verdict, v.Next, v.Since, v.Reason = now, r.Verdict, 0, nil, r.Damages[0].Message
-		v.Hidden = &repo.Hidden{Time: now, By: j.hiding(r)}
+		if v.Hidden = nil; r.Status == Whole && j.Source == nil { // otherwise there may be more
+			v.Hidden = &repo.Hidden{Time: now, By: j.hiding(r)}
+		}
 	case j.Source != nil: // says nothing of what is in the file
 		return nil
 	case r.Status == Whole:
