@@ -91,7 +91,7 @@ func Read(r *repo.Repository, names []string) ([]Image, error) {
 		if len(points) == 0 {
 			continue
 		}
-		image := Image{Name: imageName(f, points), Folder: f.Name, Points: []Point{}}
+		image := Image{Name: r.ImageName(f), Folder: f.Name, Points: []Point{}}
 		for _, p := range points {
 			image.Points = append(image.Points, Describe(p))
 		}
@@ -157,14 +157,4 @@ func pick(images []Image, names []string) ([]Image, error) {
 	}
 	images = slices.DeleteFunc(images, func(i Image) bool { return !wanted[i.Folder] })
 	return images, errors.Join(missing...)
-}
-
-// imageName is the name that the image had at its newest point.
-func imageName(f *repo.Folder, points []*repo.Point) string {
-	for i := len(points) - 1; i >= 0; i-- {
-		if id := points[i].Identity; id != nil {
-			return id.Image.RealName()
-		}
-	}
-	return f.Name
 }

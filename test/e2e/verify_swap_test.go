@@ -44,6 +44,11 @@ func TestVerifySwapped(t *testing.T) {
 			if !slices.Contains(bad, a) || !slices.Contains(bad, b) {
 				t.Errorf("%s and %s exchanged: damaged %q", a, b, bad)
 			}
+			for _, image := range list(t, d.dir) {
+				if image.Name != image.Folder {
+					t.Errorf("%s and %s exchanged: the image in folder %s is named %s", a, b, image.Folder, image.Name)
+				}
+			}
 			if bad := d.damaged(swapped(a, b, 0)); len(bad) > 0 {
 				t.Errorf("%s and %s back in their places: damaged %q", a, b, bad)
 			}
