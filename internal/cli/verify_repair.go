@@ -18,10 +18,8 @@ func (f *verifyFlags) checkRepair(targets []string) error {
 		return usagef("--repair is of whole chains: no --newer-than, --sample, --max-time, --boot or --fsck")
 	}
 	for _, target := range targets {
-		if i := strings.LastIndexByte(target, '@'); i >= 0 {
-			if _, err := repo.ParsePointName(target[i+1:]); err == nil {
-				return usagef("%s: --repair mends the chain of an image's newest point, not single points", target)
-			}
+		if _, point := repo.SplitTarget(target); point != "" {
+			return usagef("%s: --repair mends the chain of an image's newest point, not single points", target)
 		}
 	}
 	return nil

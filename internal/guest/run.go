@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"math"
 	"slices"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -73,7 +72,7 @@ func selectPoints(r *repo.Repository, targets []string) ([]*selection, error) {
 	}
 	images := map[string]*selection{}
 	for _, target := range targets {
-		pattern, point := splitTarget(target)
+		pattern, point := repo.SplitTarget(target)
 		picked, _, err := r.Select([]string{pattern})
 		if err != nil {
 			return nil, err
@@ -95,16 +94,6 @@ func selectPoints(r *repo.Repository, targets []string) ([]*selection, error) {
 	}
 	slices.SortFunc(list, func(a, b *selection) int { return cmp.Compare(a.Name, b.Name) })
 	return list, nil
-}
-
-// splitTarget splits IMAGE@POINT; point is "" where there is none.
-func splitTarget(target string) (pattern string, point repo.PointName) {
-	if i := strings.LastIndexByte(target, '@'); i >= 0 {
-		if p, err := repo.ParsePointName(target[i+1:]); err == nil {
-			return target[:i], p
-		}
-	}
-	return target, ""
 }
 
 // want adds a point; "" adds the newest.

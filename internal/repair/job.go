@@ -2,11 +2,9 @@ package repair
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
-	"syscall"
 	"time"
 
 	"github.com/rbd2qcow2/rbd2qcow2/internal/progress"
@@ -79,11 +77,15 @@ func (j *job) run(ctx context.Context) error {
 
 // look finds out what is wrong with each file of the chain.
 func (j *job) look(ctx context.Context, p *repo.Point) error {
+	points, err := j.folder.Points()
+	if err != nil {
+		return err
+	}
 	for {
 		f := &file{point: p}
 		j.files = append(j.files, f)
 		j.report.Points = len(j.files)
-		if err := j.check(ctx, f); err != nil {
+		if err := j.check(ctx, f, points); err != nil {
 			return err
 		}
 		if err := p.CheckParent(); err != nil {
@@ -99,11 +101,11 @@ func (j *job) look(ctx context.Context, p *repo.Point) error {
 	}
 }
 
-// check looks for all that is wrong with a file.
-func (j *job) check(ctx context.Context, f *file) error {
+// check looks for all that is wrong with a file. points are all of the folder.
+func (j *job) check(ctx context.Context, f *file, points []*repo.Point) error {
 	chain, err := j.folder.OpenAlone(ctx, f.point.Name)
 	if err != nil {
-		if f.point.State != repo.Damaged && !unreadable(err) {
+		if f.point.State != repo.Damaged && !verify.IsUnreadable(err) {
 			return err
 		}
 		f.add("file", qcow2.Range{}, err.Error())
@@ -111,15 +113,11 @@ func (j *job) check(ctx context.Context, f *file) error {
 	}
 	defer chain.Close()
 	f.opened, f.proved = true, len(chain.Unproved()) == 0
-	points, err := j.folder.Points()
-	if err != nil {
-		return err
-	}
 	if err := f.point.CheckKey(points); err != nil {
 		f.add("digests", qcow2.Range{}, err.Error())
 	}
 	err = j.checkImage(ctx, chain.Image, func(found qcow2.Finding) { f.add(found.Structure, found.Guest, found.Message) })
-	if unreadable(err) {
+	if verify.IsUnreadable(err) {
 		f.add("file", qcow2.Range{}, "can't be read: "+err.Error())
 		return nil
 	}
@@ -140,11 +138,6 @@ func (j *job) checkImage(ctx context.Context, image *qcow2.Image, report func(qc
 		},
 	})
 	return err
-}
-
-// unreadable says whether an error is that of a broken file or disk.
-func unreadable(err error) bool {
-	return errors.Is(err, syscall.EIO) || errors.As(err, new(*qcow2.CorruptError)) || errors.As(err, new(*qcow2.UnsupportedError))
 }
 
 func (f *file) add(what string, guest qcow2.Range, message string) {

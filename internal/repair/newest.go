@@ -31,7 +31,7 @@ func (j *job) mendNewest(ctx context.Context, f *file) error {
 		switch {
 		case err == nil:
 			cover = j.differs(f, cover, differences)
-		case !unreadable(err):
+		case !verify.IsUnreadable(err):
 			return j.failed(ctx, f, err)
 		default:
 			readable = false
@@ -46,7 +46,7 @@ func (j *job) mendNewest(ctx context.Context, f *file) error {
 		case errors.As(err, &differs) && !differs.known(cover):
 			cover, again = j.differs(f, cover, differs.damages), true
 		case errors.Is(err, errUnchanged) && readable:
-		case (unreadable(err) || errors.Is(err, errUnchanged)) && !slices.Equal(cover, all):
+		case (verify.IsUnreadable(err) || errors.Is(err, errUnchanged)) && !slices.Equal(cover, all):
 			cover, again = all, true // what can be proved of the files below stays there
 		case err != nil:
 			return j.failed(ctx, f, err)
@@ -248,7 +248,7 @@ func (b *below) has(p []byte, off int64) (bool, error) {
 		var err error
 		n, err = b.chain.ReadAt(b.buf, off)
 		if err != nil && !errors.Is(err, io.EOF) {
-			if unreadable(err) {
+			if verify.IsUnreadable(err) {
 				err = nil
 			}
 			return false, err

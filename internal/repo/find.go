@@ -49,29 +49,34 @@ func (r *Repository) FindImage(name string) (*Folder, error) {
 	return nil, fmt.Errorf("find image %q in %s: it has no points (\"rbd2qcow2 list %s\" shows what there is)", name, r.Dir, r.Dir)
 }
 
+// SplitTarget splits IMAGE@POINT; point is "" where there is none. The image may be a pattern.
+func SplitTarget(target string) (image string, point PointName) {
+	if i := strings.LastIndexByte(target, '@'); i >= 0 {
+		if p, err := ParsePointName(target[i+1:]); err == nil {
+			return target[:i], p
+		}
+	}
+	return target, ""
+}
+
 // FindPoint finds IMAGE@POINT, or the newest point of IMAGE. What FindImage takes for the image comes first, the folder of that name
 // second.
 func (r *Repository) FindPoint(spec string) (*Folder, PointName, error) {
-	if i := strings.LastIndexByte(spec, '@'); i >= 0 {
-		if point, err := ParsePointName(spec[i+1:]); err == nil {
-			f, err := r.FindImage(spec[:i])
-			if err != nil || !f.has(point) {
-				if named := r.folderNamed(spec[:i]); named != nil && named.has(point) {
-					return named, point, nil // of an image that has another name by now
-				}
-			}
-			if err != nil {
-				return nil, "", err
-			}
-			if !f.has(point) {
-				return nil, "", fmt.Errorf("find point %s of image %q in %s: there is no %s", point, spec[:i], r.Dir, f.FileName(point))
-			}
-			return f, point, nil
+	image, point := SplitTarget(spec)
+	f, err := r.FindImage(image)
+	if point != "" && (err != nil || !f.has(point)) {
+		if named := r.folderNamed(image); named != nil && named.has(point) {
+			return named, point, nil // of an image that has another name by now
 		}
 	}
-	f, err := r.FindImage(spec)
 	if err != nil {
 		return nil, "", err
+	}
+	if point != "" {
+		if !f.has(point) {
+			return nil, "", fmt.Errorf("find point %s of image %q in %s: there is no %s", point, image, r.Dir, f.FileName(point))
+		}
+		return f, point, nil
 	}
 	newest, err := f.Newest()
 	if err == nil && newest == nil {

@@ -66,23 +66,24 @@ func (j *job) verify(ctx context.Context, r *PointReport) error {
 	p := chain.Points[0]
 	j.point = p
 	if err := j.check(ctx, chain.Image, r); err != nil {
-		if !unreadable(err) {
+		if !IsUnreadable(err) {
 			return err
 		}
 		r.add(Damage{What: "file", Message: "can't be read: " + err.Error()})
 	}
 	r.Verdict = j.verdict(chain, p, r)
-	if r.Verdict == repo.Unproved {
+	keyErr := p.CheckKey(j.selection.points)
+	if r.Verdict == repo.Unproved && keyErr == nil {
 		// With a key that proves nothing: whoever could write to the repository may have made the file.
-		if err := chain.CheckKey(); err != nil && p.CheckKey(j.selection.points) == nil {
+		if err := chain.CheckKey(); err != nil {
 			return err
 		}
 	}
 	if r.Status == Partly && !r.Verdict.Bad() {
 		r.Verdict = "" // the rest may be anything
 	}
-	if err := p.CheckKey(j.selection.points); err != nil {
-		r.add(Damage{What: "digests", Message: err.Error()})
+	if keyErr != nil {
+		r.add(Damage{What: "digests", Message: keyErr.Error()})
 		r.Verdict = repo.FoundDamaged
 	}
 	if err := p.CheckParent(); err != nil {
@@ -113,7 +114,7 @@ func (j *job) compare(ctx context.Context, r *PointReport) error {
 	})
 	r.Verified = compared.Load()
 	if err != nil {
-		if !unreadable(err) {
+		if !IsUnreadable(err) {
 			return err
 		}
 		r.add(Damage{What: "file", Message: err.Error()})
@@ -140,7 +141,7 @@ func (j *job) compare(ctx context.Context, r *PointReport) error {
 // unopened says what is wrong with a file that can't be opened as a point.
 func (j *job) unopened(r *PointReport, err error) error {
 	p := j.selection.image.Point(r.Point)
-	if p.State != repo.Damaged && !unreadable(err) {
+	if p.State != repo.Damaged && !IsUnreadable(err) {
 		return err
 	}
 	if j.point = p; p.Err != nil {
@@ -164,8 +165,8 @@ func (j *job) verdict(chain *repo.Chain, p *repo.Point, r *PointReport) repo.Ver
 	return repo.Proved
 }
 
-// unreadable says whether an error is that of a broken disk.
-func unreadable(err error) bool {
+// IsUnreadable says whether an error is that of a broken disk.
+func IsUnreadable(err error) bool {
 	return errors.Is(err, syscall.EIO) || errors.As(err, new(*qcow2.CorruptError)) || errors.As(err, new(*qcow2.UnsupportedError))
 }
 

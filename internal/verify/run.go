@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/rbd2qcow2/rbd2qcow2/internal/progress"
@@ -64,7 +63,7 @@ func (w *work) selectPoints(r *repo.Repository) error {
 	images := map[string]*selection{}
 	var folders []*selection
 	for _, target := range targets {
-		pattern, point := splitTarget(target)
+		pattern, point := repo.SplitTarget(target)
 		picked, _, err := r.Select([]string{pattern})
 		if err != nil && len(w.Targets) > 0 {
 			return err
@@ -88,16 +87,6 @@ func (w *work) selectPoints(r *repo.Repository) error {
 		w.addImage(s)
 	}
 	return nil
-}
-
-// splitTarget splits IMAGE@POINT; point is "" where there is none.
-func splitTarget(target string) (pattern string, point repo.PointName) {
-	if i := strings.LastIndexByte(target, '@'); i >= 0 {
-		if p, err := repo.ParsePointName(target[i+1:]); err == nil {
-			return target[:i], p
-		}
-	}
-	return target, ""
 }
 
 // selection is what is verified of an image.
