@@ -13,7 +13,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rbd2qcow2/rbd2qcow2/internal/crashpoint"
-	"github.com/rbd2qcow2/rbd2qcow2/internal/qemutest"
 )
 
 // strike is what an adversary does in a round.
@@ -274,8 +273,7 @@ func (l *life) removeOwnSnapshots(t *testing.T, i *liveImage) {
 	for _, s := range l.pool.Snapshots(t, i.name) {
 		if strings.HasPrefix(s.Name, prefix) {
 			l.say("%s: remove snapshot %s", i.name, s.Name)
-			_, err := qemutest.Try("rbd", "--conf", l.pool.Conf, "snap", "rm", "--no-progress", l.pool.Spec(i.name+"@"+s.Name))
-			if err != nil {
+			if _, err := l.pool.TryRBD("snap", "rm", "--no-progress", l.pool.Spec(i.name+"@"+s.Name)); err != nil {
 				l.say("%v", err) // the program was faster
 			}
 		}

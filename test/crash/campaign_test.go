@@ -153,7 +153,10 @@ func (l *life) end(t *testing.T) {
 	t.Logf("RBD2QCOW2_SEED=%d\n%s", l.seed, strings.Join(l.story, "\n"))
 	if keep := os.Getenv("RBD2QCOW2_CAMPAIGN_KEEP"); keep != "" {
 		dir := filepath.Join(keep, fmt.Sprint(l.seed))
-		_, err := qemutest.Try("cp", "-a", l.dir, dir)
+		err := os.MkdirAll(keep, 0o700)
+		if err == nil {
+			_, err = qemutest.Try("cp", "-a", l.dir, dir)
+		}
 		t.Logf("repository kept in %s: %v", dir, err)
 	}
 }
