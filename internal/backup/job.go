@@ -40,8 +40,8 @@ type job struct {
 	watchers     []string // who had the image open before our snapshot
 	snapshotMade time.Time
 
-	stale     bool // what was found may be old: something that takes its time was done since, or snapshots removed
-	abandoned bool // a change of snapshots that librbd is still busy with
+	stale       bool // what was found may be old: something that takes its time was done since, or snapshots removed
+	mayHoldLock bool // this run's client, the image's, when the run is over: see changed
 }
 
 // do carries the backup through; see the package documentation for its steps.
@@ -112,7 +112,7 @@ func (j *job) locked(ctx context.Context, lock *repo.Lock) error {
 		return err
 	}
 	defer func() {
-		if !j.abandoned {
+		if !j.mayHoldLock {
 			lock.Forget(client)
 		}
 	}()

@@ -67,11 +67,10 @@ func (j *job) makeAnother(ctx context.Context, id *repo.Identity, why string) (e
 	name := id.Snapshot.Name + "-settled" // with our prefix: should it stay behind, the next run removes it
 	ctx, cancel := withGrace(ctx, snapshotGrace)
 	defer cancel()
-	if err = j.Pool.CreateSnapshot(ctx, j.ref.ID, name); errors.Is(err, rbd.ErrQuota) {
+	if err = j.changed(j.Pool.CreateSnapshot(ctx, j.ref.ID, name)); errors.Is(err, rbd.ErrQuota) {
 		j.warn("can't make another snapshot, though "+why+": the point may be wrong", err)
 		return nil
 	}
-	j.abandoned = j.abandoned || errors.Is(err, rbd.ErrAbandoned)
 	if err == nil {
 		j.settled = true
 		j.removeSnapshot(ctx, name, "it has done its service")

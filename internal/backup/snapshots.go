@@ -63,6 +63,13 @@ func (j *job) recordClient(ctx context.Context, lock *repo.Lock) (string, error)
 	return client, nil
 }
 
+// changed notes how a change of snapshots has ended. After an error this run's client may be left with the image's lock: librbd is
+// still busy, say, or the cluster has blocklisted the client. Then the next run has to look after it.
+func (j *job) changed(err error) error {
+	j.mayHoldLock = j.mayHoldLock || err != nil
+	return err
+}
+
 // removeStray removes snapshots that killed runs have left. What can't be removed is in nobody's way.
 func (j *job) removeStray(ctx context.Context) {
 	keep := ""
@@ -94,8 +101,7 @@ func (j *job) makeSnapshot(ctx context.Context, id *repo.Identity) error {
 	ctx, cancel := withGrace(ctx, snapshotGrace)
 	defer cancel()
 	id.Created = time.Now().UTC().Truncate(time.Microsecond)
-	if err := j.Pool.CreateSnapshot(ctx, j.ref.ID, id.Snapshot.Name); err != nil {
-		j.abandoned = j.abandoned || errors.Is(err, rbd.ErrAbandoned)
+	if err := j.changed(j.Pool.CreateSnapshot(ctx, j.ref.ID, id.Snapshot.Name)); err != nil {
 		if errors.Is(err, rbd.ErrExists) {
 			return err // and is not ours to remove
 		}
@@ -118,8 +124,7 @@ func (j *job) dropSnapshot(ctx context.Context, id *repo.Identity, failure error
 	if _, err := j.Pool.SnapshotID(ctx, j.ref.ID, id.Snapshot.Name); errors.Is(err, rbd.ErrNotFound) {
 		return failure // so who may make none is not told that it can't be removed either
 	}
-	err := j.Pool.RemoveSnapshot(ctx, j.ref.ID, id.Snapshot.Name)
-	j.abandoned = j.abandoned || errors.Is(err, rbd.ErrAbandoned)
+	err := j.changed(j.Pool.RemoveSnapshot(ctx, j.ref.ID, id.Snapshot.Name))
 	if err != nil && !errors.Is(err, rbd.ErrNotFound) {
 		return fmt.Errorf("%w; snapshot %s could not be removed, the next run will do so", failure, id.Snapshot.Name)
 	}
@@ -142,8 +147,7 @@ func (j *job) removeSnapshot(ctx context.Context, name, why string) {
 }
 
 func (j *job) snapshotRemoved(name, why string, err error) {
-	j.abandoned = j.abandoned || errors.Is(err, rbd.ErrAbandoned)
-	switch {
+	switch err = j.changed(err); {
 	case err == nil:
 		j.log.Debug("removed snapshot", "snapshot", name, "because", why)
 	case !errors.Is(err, rbd.ErrNotFound):

@@ -33,6 +33,13 @@ func TestKillInsideSnapshotCall(t *testing.T) {
 		s.killInside(t, "phase=clean-up", s.leaveStrays(t), s.lockStays)
 		s.checkDeadLock(t)
 	})
+	// A client that an administrator bans in this moment ends with an error, and its lock stays all the same.
+	t.Run("blocklist", func(t *testing.T) {
+		t.Parallel()
+		s := newScene(t, pool, "blocklist", 8<<20, write)
+		s.banInside(t, "phase=snapshot")
+		s.checkNext(t)
+	})
 	// A snapshot on its way out has left the list of snapshots and is in the trash. Without a lock to wait for.
 	t.Run("trash", func(t *testing.T) {
 		s := newScene(t, pool, "trash", 8<<20, write)
@@ -75,6 +82,27 @@ func (s *scene) killInside(t *testing.T, phrase string, prepare func(), hit func
 	t.Fatal("no kill has hit a change of snapshots")
 }
 
+// banInside stops runs soon after they have logged a phrase, until one holds the image's lock, bans its client, and lets it go on.
+func (s *scene) banInside(t *testing.T, phrase string) {
+	t.Helper()
+	moments := random(t)
+	for range 100 {
+		p := startWatched(t, s.args(), phrase)
+		p.signal(t, syscall.SIGSTOP, time.Since(p.started)+time.Duration(moments.Int64N(int64(60*time.Millisecond))))
+		held := s.lockStays(t)
+		if held {
+			s.pool.Ceph(t, "osd", "blocklist", "add", s.locks(t)[0].Address)
+		}
+		p.signal(t, syscall.SIGCONT, 0)
+		p.wait(t)
+		s.checkLeft(t)
+		if held && p.ProcessState.ExitCode() == 1 && s.lockStays(t) {
+			return
+		}
+	}
+	t.Fatal("no client was banned while it held the lock")
+}
+
 // hasTrash says whether a snapshot is in the trash.
 func (s *scene) hasTrash(t *testing.T) bool {
 	t.Helper()
@@ -103,17 +131,23 @@ func (s *scene) checkDeadLock(t *testing.T) {
 func (s *scene) lockStays(t *testing.T) bool {
 	t.Helper()
 	for range 2 {
-		var locks []struct{ ID, Locker string }
-		out := s.pool.RBD(t, "lock", "ls", "--format", "json", s.pool.Spec(s.image))
-		if err := json.Unmarshal(out, &locks); err != nil {
-			t.Fatalf("rbd lock ls: %v\n%s", err, out)
-		}
-		if len(locks) == 0 {
+		if len(s.locks(t)) == 0 {
 			return false
 		}
 		time.Sleep(200 * time.Millisecond)
 	}
 	return true
+}
+
+type imageLock struct{ ID, Locker, Address string }
+
+func (s *scene) locks(t *testing.T) (locks []imageLock) {
+	t.Helper()
+	out := s.pool.RBD(t, "lock", "ls", "--format", "json", s.pool.Spec(s.image))
+	if err := json.Unmarshal(out, &locks); err != nil {
+		t.Fatalf("rbd lock ls: %v\n%s", err, out)
+	}
+	return locks
 }
 
 // snapshotPrefix begins the names of the repository's snapshots.
