@@ -41,9 +41,7 @@ func (zlibCodec) NewEncoder() (Encoder, error) {
 	return &zlibEncoder{w: w}, nil
 }
 
-func (zlibCodec) NewDecoder() (Decoder, error) {
-	return &zlibDecoder{r: flate.NewReader(nil)}, nil
-}
+func (zlibCodec) NewDecoder() (Decoder, error) { return new(zlibDecoder), nil }
 
 type zlibEncoder struct {
 	w   *flate.Writer
@@ -83,21 +81,20 @@ func (b *boundedBuffer) Write(p []byte) (int, error) {
 }
 
 type zlibDecoder struct {
-	r    io.ReadCloser
 	src  bytes.Reader
 	more [1]byte
 }
 
+// Decode has a new reader for each cluster: one that is reset keeps the Huffman tables of the last stream where a block's own is empty,
+// so that what becomes of damaged bytes would depend on what was decoded before.
 func (d *zlibDecoder) Decode(dst, src []byte) (int, error) {
 	d.src.Reset(src)
-	if err := d.r.(flate.Resetter).Reset(&d.src, nil); err != nil {
-		return 0, fmt.Errorf("inflate cluster: %w", err)
-	}
-	if _, err := io.ReadFull(d.r, dst); err != nil {
+	r := flate.NewReader(&d.src)
+	if _, err := io.ReadFull(r, dst); err != nil {
 		return 0, fmt.Errorf("inflate cluster: %w", err)
 	}
 	// The last block's end need not have been looked at yet.
-	if _, err := d.r.Read(d.more[:]); !errors.Is(err, io.EOF) {
+	if _, err := r.Read(d.more[:]); !errors.Is(err, io.EOF) {
 		return len(src), nil
 	}
 	return len(src) - d.src.Len(), nil
