@@ -192,8 +192,10 @@ func (f *fold) check(ctx context.Context) error {
 	if err := errors.Join(f.target.checkProves(), f.other.checkProves()); err != nil {
 		return err
 	}
-	if !f.target.key.is(f.other.key) {
-		return &UnsupportedError{"digests of two keys, or with a key and without, in a fold"}
+	for im := f.child; im != nil; im = im.Backing() { // data from below get digests of the target's key, too
+		if !f.target.key.is(im.key) {
+			return &UnsupportedError{"digests of two keys, or with a key and without, in a fold"}
+		}
 	}
 	if f.o.Codec != nil && f.o.Codec.Type() != f.target.header.Compression {
 		return fmt.Errorf("codec of type %s for a file of type %s", f.o.Codec.Type(), f.target.header.Compression)

@@ -49,7 +49,7 @@ func (j *job) chooseBase(ctx context.Context) (b *base, reason string, err error
 	if reason := j.otherSnapshot(newest, snapshot); reason != "" {
 		return nil, reason, nil
 	}
-	chain, err := j.folder.OpenChain(ctx, newest.Name)
+	chain, err := j.folder.OpenProvedChain(ctx, newest.Name)
 	if err != nil {
 		return nil, fmt.Sprintf("chain of newest point %s can't be used: %v", newest.Name, err), unreadable(err)
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/rbd2qcow2/rbd2qcow2/internal/rbd"
 	"github.com/rbd2qcow2/rbd2qcow2/internal/repo"
 	"github.com/rbd2qcow2/rbd2qcow2/internal/status"
+	"github.com/rbd2qcow2/rbd2qcow2/qcow2"
 )
 
 // skipKey is the key in an image's metadata that keeps it from being backed up, as in the Python tool.
@@ -226,6 +227,20 @@ func (j *job) makePoint(ctx context.Context, b *base, id *repo.Identity) (err er
 	if err != nil {
 		return err
 	}
+	err = j.copyChanges(ctx, src, b, id, extents)
+	if b == nil || !errors.As(err, new(*qcow2.CorruptError)) {
+		return err
+	}
+	// What the base has is looked at where it matters, and only then is seen to be damaged.
+	reason := fmt.Sprintf("chain of newest point %s can't be used: %v", b.point.Name, err)
+	if extents, err = j.startOver(ctx, src, id, reason); err != nil {
+		return err
+	}
+	return j.copyChanges(ctx, src, nil, id, extents)
+}
+
+// copyChanges copies what has changed since the base.
+func (j *job) copyChanges(ctx context.Context, src *rbd.Image, b *base, id *repo.Identity, extents []extent.Extent) (err error) {
 	if b, extents, err = j.distrust(ctx, src, b, id, extents); err != nil {
 		return err
 	}

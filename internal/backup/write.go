@@ -103,7 +103,8 @@ func (f stepFile) WriteAt(p []byte, off int64) (int, error) {
 	return n, err
 }
 
-// holdsData says whether a chain stores anything in a range. What it does not store reads as zeroes.
+// holdsData says whether a chain stores anything in a range. What it does not store reads as zeroes. The tables that say so are
+// compared with their digests, as the chain is opened for that: one that has lost its entries must not have zeroes left out.
 func holdsData(chain *qcow2.Image, off, n int64) (bool, error) {
 	for end := min(off+n, chain.Size()); off < end; {
 		e, err := chain.Extent(off)

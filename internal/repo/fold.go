@@ -157,6 +157,12 @@ func (j *fold) check(ctx context.Context) error {
 			return fmt.Errorf("the removal of %s below it has to be completed first", p.Path())
 		}
 	}
+	// What is read from below gets digests with the key.
+	for _, p := range j.chain.Points {
+		if err := p.CheckKey(j.chain.Points); err != nil {
+			return fmt.Errorf("point %s: %w", p.Path(), err)
+		}
+	}
 	for _, p := range j.chain.Points[:2] {
 		if p.State == Copied {
 			if err := j.checkCopy(ctx, p, image); err != nil {

@@ -69,16 +69,22 @@ func TestDigestKey(t *testing.T) {
 	d.wantPoints(t, p[3], p[4])
 	d.verify(t, 0, key...)
 	for _, point := range p[3:] {
-		raw := filepath.Join(t.TempDir(), "raw")
-		program.Run(t, append([]string{"restore", d.dir, "vm@" + string(point.Point), raw}, key...)...)
-		if got := readContent(t, raw, 4<<20); got != d.truth[point.File] {
-			t.Errorf("point %s: other content", point.Point)
-		}
+		d.wantRestored(t, point, key...)
 		qemutest.Check(t, d.path(point))
 	}
 
 	r = d.backup(t, "--digest-key-file", keyFile(t, "b"))
 	d.wantFull(t, r, "with another key")
+}
+
+// wantRestored has a point of 4 MiB restored, as it was when it was made.
+func (d *disk) wantRestored(t *testing.T, p status.Point, args ...string) {
+	t.Helper()
+	raw := filepath.Join(t.TempDir(), "raw")
+	r := program.Run(t, append([]string{"restore", d.dir, d.image + "@" + string(p.Point), raw}, args...)...)
+	if r.Code != 0 || readContent(t, raw, 4<<20) != d.truth[p.File] {
+		t.Errorf("point %s: other content, or exit status %d\n%s", p.Point, r.Code, r.Stderr)
+	}
 }
 
 // wantNoKey has done what needs the key, without it: each is refused in a line that tells what is missing, and nothing is changed.
